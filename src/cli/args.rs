@@ -1,0 +1,401 @@
+//! The command line: options, and what they may be.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use argh::{ArgsInfo, FlagInfoKind, FromArgs};
+use tinyloop::{Framing, WhenFull};
+
+/// The longest prefix, in bytes.
+const PREFIX_MAX: usize = 1024;
+
+/// An echo server: it answers every chunk that it receives with a prefix and the chunk.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(help_triggers("-h", "--help"))]
+pub(crate) struct Options {
+    /// where to listen: PORT (loopback), :PORT (all interfaces), IP:PORT, [IP6]:PORT or unix:PATH; repeatable
+    /// (default 25000)
+    #[argh(option, short = 'l', arg_name = "addr")]
+    pub(crate) listen: Vec<ListenAddr>,
+
+    /// what stands before each chunk of a reply, up to 1,024 bytes (default "Got: ")
+    #[argh(option, short = 'p', default = "Prefix::default()")]
+    pub(crate) prefix: Prefix,
+
+    /// how connections are served: async (default), threaded or sequential
+    #[argh(option, short = 'm', default = "Model::Async")]
+    pub(crate) model: Model,
+
+    /// where the prefix goes: before each chunk (default) or each line
+    #[argh(option, default = "Framing::Chunk", from_str_fn(framing))]
+    pub(crate) framing: Framing,
+
+    /// how many connections may be open (default: the limit of descriptors less 32, at most 10,000)
+    #[argh(option, arg_name = "n", from_str_fn(connections))]
+    pub(crate) max_connections: Option<usize>,
+
+    /// what happens to more: wait (default) or reject
+    #[argh(option, from_str_fn(when_full))]
+    pub(crate) when_full: Option<WhenFull>,
+
+    /// end connections without traffic for so long (default: never)
+    #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
+    pub(crate) idle_timeout: Option<Duration>,
+
+    /// end connections whose peer has not read for so long (default 60)
+    #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
+    pub(crate) stall_timeout: Option<Duration>,
+
+    /// how long open connections may go on after SIGINT or SIGTERM (default 5); a second signal ends them at once
+    #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
+    pub(crate) drain: Option<Duration>,
+
+    /// print no line for each connection
+    #[argh(switch, short = 'q')]
+    pub(crate) quiet: bool,
+
+    /// print the version
+    #[argh(switch)]
+    pub(crate) version: bool,
+}
+
+/// What to print instead of serving.
+#[derive(Debug)]
+pub(crate) enum Early {
+    /// To stdout: it was asked for.
+    Answer(String),
+    /// To stderr: one line on what is wrong with the command line.
+    Usage(String),
+}
+
+impl Options {
+    /// Reads the arguments behind the program's name.
+    pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Options, Early> {
+        let args = args
+            .map(|arg| {
+                arg.into_string()
+                    .map_err(|arg| Early::Usage(format!("not valid UTF-8: {arg:?}")))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let args = split_values(args);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut options =
+            Options::from_args(&["tinyloop"], &args).map_err(|early| match early.status {
+                Ok(()) => Early::Answer(early.output.trim_end().to_owned()),
+                Err(()) => Early::Usage(on_one_line(&early.output)),
+            })?;
+        if options.version {
+            return Err(Early::Answer(format!(
+                "tinyloop {}",
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
+        options.check_model()?;
+        if options.listen.is_empty() {
+            options.listen.push(ListenAddr::Loopback(25000));
+        }
+        Ok(options)
+    }
+
+    /// The teaching models serve TCP and have no limits.
+    fn check_model(&self) -> Result<(), Early> {
+        let unix = self
+            .listen
+            .iter()
+            .any(|addr| matches!(addr, ListenAddr::Unix(_)));
+        let for_async = [
+            ("--listen unix:PATH", unix),
+            ("--max-connections", self.max_connections.is_some()),
+            ("--when-full", self.when_full.is_some()),
+            ("--idle-timeout", self.idle_timeout.is_some()),
+            ("--stall-timeout", self.stall_timeout.is_some()),
+            ("--drain", self.drain.is_some()),
+        ];
+        match for_async.iter().find(|(_, given)| *given) {
+            Some((option, _)) if self.model != Model::Async => Err(Early::Usage(format!(
+                "{option} goes with --model async only"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Splits `--key=value` in two, as argh expects it. A value that looks like that is left alone.
+fn split_values(args: Vec<String>) -> Vec<String> {
+    let info = Options::get_args_info();
+    let takes_value = |arg: &str| {
+        info.flags.iter().any(|flag| {
+            matches!(flag.kind, FlagInfoKind::Option { .. })
+                && (flag.long == arg || flag.short.is_some_and(|short| arg == format!("-{short}")))
+        })
+    };
+    let mut split = Vec::new();
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.split_once('=') {
+            Some((key, value)) if takes_value(key) => {
+                split.extend([key.to_owned(), value.to_owned()])
+            }
+            _ if takes_value(&arg) => {
+                split.push(arg);
+                split.extend(args.next());
+            }
+            _ => split.push(arg),
+        }
+    }
+    split
+}
+
+fn on_one_line(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{line}; see tinyloop --help")
+}
+
+/// How connections are served.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Model {
+    Async,
+    Threaded,
+    Sequential,
+}
+
+impl FromStr for Model {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Model, String> {
+        one_of(
+            text,
+            &[
+                ("async", Model::Async),
+                ("threaded", Model::Threaded),
+                ("sequential", Model::Sequential),
+            ],
+        )
+    }
+}
+
+/// What goes before each chunk or line.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Prefix(pub(crate) String);
+
+impl Default for Prefix {
+    fn default() -> Prefix {
+        Prefix("Got: ".to_owned())
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Prefix, String> {
+        match text.len() {
+            0..=PREFIX_MAX => Ok(Prefix(text.to_owned())),
+            length => Err(format!(
+                "a prefix has at most {PREFIX_MAX} bytes, this one {length}"
+            )),
+        }
+    }
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ListenAddr {
+    /// `PORT`: on loopback, with IPv4 and IPv6.
+    Loopback(u16),
+    /// `:PORT`: on all interfaces, with IPv4 and IPv6.
+    All(u16),
+    /// `IP:PORT` or `[IP6]:PORT`.
+    Ip(SocketAddr),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ListenAddr, String> {
+        // `u16::from_str` takes a sign, too.
+        let port = |text: &str| {
+            text.parse()
+                .ok()
+                .filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        let addr = match text.strip_prefix("unix:") {
+            Some("") => None,
+            Some(path) => Some(ListenAddr::Unix(path.into())),
+            None => match text.strip_prefix(':') {
+                Some(all) => port(all).map(ListenAddr::All),
+                None => port(text)
+                    .map(ListenAddr::Loopback)
+                    .or_else(|| text.parse().ok().map(ListenAddr::Ip)),
+            },
+        };
+        addr.ok_or_else(|| {
+            "expected PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH, with a port up to 65535"
+                .to_owned()
+        })
+    }
+}
+
+fn framing(text: &str) -> Result<Framing, String> {
+    one_of(text, &[("chunk", Framing::Chunk), ("line", Framing::Line)])
+}
+
+fn when_full(text: &str) -> Result<WhenFull, String> {
+    one_of(
+        text,
+        &[("wait", WhenFull::Wait), ("reject", WhenFull::Reject)],
+    )
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&n| n > 0)
+        .ok_or_else(|| "expected a whole number from 1 on".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "expected seconds, such as 5 or 0.5".to_owned())
+}
+
+fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Result<T, String> {
+    let value = values.iter().find(|(name, _)| *name == text);
+    value.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+        format!("expected {}", names.join(" or "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options, Early> {
+        Options::parse(args.iter().map(OsString::from))
+    }
+
+    fn usage_error(args: &[&str]) -> String {
+        match parse(args) {
+            Err(Early::Usage(line)) => line,
+            other => panic!("{args:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_address_has_one_of_five_forms() {
+        let forms = [
+            ("25000", ListenAddr::Loopback(25000)),
+            (":25000", ListenAddr::All(25000)),
+            ("0", ListenAddr::Loopback(0)),
+            ("127.0.0.2:7", ListenAddr::Ip(([127, 0, 0, 2], 7).into())),
+            ("[::1]:7", ListenAddr::Ip("[::1]:7".parse().unwrap())),
+            (
+                "unix:/run/echo.sock",
+                ListenAddr::Unix("/run/echo.sock".into()),
+            ),
+        ];
+        for (text, addr) in forms {
+            assert_eq!(text.parse(), Ok(addr), "{text}");
+        }
+        for text in [
+            "",
+            ":",
+            "65536",
+            "+7",
+            "-1",
+            ":+7",
+            "localhost:7",
+            "127.0.0.1",
+            "::1:7",
+            "[::1]",
+            "unix:",
+            " 7",
+        ] {
+            let error = text.parse::<ListenAddr>().expect_err(text);
+            assert!(
+                error.contains("PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_value_may_follow_an_equals_sign() {
+        let options = parse(&[
+            "--listen=7",
+            "--listen",
+            ":8",
+            "--prefix==",
+            "--model=threaded",
+        ])
+        .unwrap();
+        assert_eq!(
+            options.listen,
+            [ListenAddr::Loopback(7), ListenAddr::All(8)]
+        );
+        assert_eq!(options.prefix, Prefix("=".to_owned()));
+        assert_eq!(options.model, Model::Threaded);
+    }
+
+    #[test]
+    fn a_value_that_looks_like_an_option_is_a_value() {
+        assert_eq!(
+            parse(&["-p", "--listen=7"]).unwrap().prefix,
+            Prefix("--listen=7".to_owned())
+        );
+    }
+
+    #[test]
+    fn wrong_usage_says_what_is_accepted() {
+        assert!(usage_error(&["--model", "forked"]).contains("async or threaded or sequential"));
+        assert!(usage_error(&["--framing", "word"]).contains("chunk or line"));
+        assert!(usage_error(&["--max-connections", "0"]).contains("from 1 on"));
+        assert!(usage_error(&["--when-full", "no"]).contains("wait or reject"));
+        assert!(usage_error(&["--prefix", &"p".repeat(1025)]).contains("at most 1024 bytes"));
+        for seconds in ["-1", "five", "nan", "inf", ""] {
+            assert!(
+                usage_error(&["--idle-timeout", seconds]).contains("such as 5 or 0.5"),
+                "{seconds}"
+            );
+        }
+        assert!(usage_error(&["--colour"]).contains("--colour"));
+        assert!(usage_error(&["stray"]).contains("stray"));
+        for line in [usage_error(&["--listen"]), usage_error(&["-m", "forked"])] {
+            assert!(!line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn options_of_the_async_model_go_with_no_other() {
+        for option in [
+            "--max-connections=5",
+            "--when-full=reject",
+            "--idle-timeout=1",
+            "--drain=1",
+            "-lunix:/x",
+        ] {
+            let option = option.replace("-lunix:/x", "--listen=unix:/x");
+            assert!(
+                usage_error(&["--model=sequential", &option]).contains("--model async only"),
+                "{option}"
+            );
+            assert!(parse(&[option.as_str()]).is_ok(), "{option}");
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_a_fraction() {
+        assert_eq!(
+            parse(&["--drain", "0.25"]).unwrap().drain,
+            Some(Duration::from_millis(250))
+        );
+    }
+}

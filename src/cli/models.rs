@@ -1,0 +1,99 @@
+//! The two servers that the event loop is compared with, in std alone: one connection at a time, and a thread for each.
+//!
+//! They are as short as the tutorial's. What makes a server last (limits, timeouts, an orderly end) is the async
+//! model's.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tinyloop::{CHUNK, Framer, Framing};
+
+use super::output::Output;
+
+/// How long to wait before the next try when no connection can be accepted, for example for lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the connections share.
+#[derive(Clone)]
+pub(crate) struct Echo {
+    pub(crate) prefix: Arc<[u8]>,
+    pub(crate) framing: Framing,
+    /// Where to tell of connections.
+    pub(crate) output: Option<Output>,
+}
+
+/// Serves a connection to its end before the next. With several listeners there is still only one at a time.
+pub(crate) fn serve_sequentially(listeners: Vec<TcpListener>, echo: Echo) -> io::Result<()> {
+    let turn = Arc::new(Mutex::new(()));
+    accept_in_threads(listeners, move |stream, peer_addr| {
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        echo.serve(&stream, peer_addr);
+    })
+}
+
+/// Serves each connection in a thread of its own.
+pub(crate) fn serve_in_threads(listeners: Vec<TcpListener>, echo: Echo) -> io::Result<()> {
+    accept_in_threads(listeners, move |stream, peer_addr| {
+        let echo = echo.clone();
+        // Without a thread for it, a connection is closed.
+        thread::Builder::new()
+            .spawn(move || echo.serve(&stream, peer_addr))
+            .ok();
+    })
+}
+
+/// Starts a thread for each listener, which accepts connections and calls `serve` for each.
+fn accept_in_threads(
+    listeners: Vec<TcpListener>,
+    serve: impl Fn(TcpStream, SocketAddr) + Clone + Send + 'static,
+) -> io::Result<()> {
+    for listener in listeners {
+        let serve = serve.clone();
+        thread::Builder::new().spawn(move || {
+            loop {
+                match listener.accept() {
+                    Ok((stream, peer_addr)) => serve(stream, peer_addr),
+                    Err(_) => thread::sleep(ACCEPT_PAUSE),
+                }
+            }
+        })?;
+    }
+    Ok(())
+}
+
+impl Echo {
+    /// Answers a connection to its end. Its errors are its own.
+    fn serve(&self, stream: &TcpStream, peer_addr: SocketAddr) {
+        self.tell(format_args!("Connection from {peer_addr}"));
+        self.answer(stream).ok();
+        self.tell(format_args!("Connection closed {peer_addr}"));
+    }
+
+    fn answer(&self, mut stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut framer = Framer::new(&self.prefix, self.framing);
+        let mut chunk = vec![0; CHUNK];
+        let mut reply = Vec::new();
+        loop {
+            match stream.read(&mut chunk) {
+                Ok(0) => return stream.shutdown(Shutdown::Write),
+                Ok(received) => {
+                    reply.clear();
+                    framer.frame(&chunk[..received], &mut reply);
+                    stream.write_all(&reply)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn tell(&self, line: impl std::fmt::Display) {
+        if let Some(output) = &self.output {
+            output.line(line);
+        }
+    }
+}

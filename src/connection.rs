@@ -1,0 +1,656 @@
+//! A connection: a stream with its id, peer address, byte counts, timeouts, and a share of the loop's time.
+//!
+//! What makes servers fair and robust lives here, below every handler: a connection that is always ready lets the
+//! others run after a bounded burst, and one whose peer has gone silent or stopped reading ends with an error.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_lite::{AsyncRead, AsyncWrite, ready};
+use slab::Slab;
+use smol::Async;
+
+use crate::time::{self, Sleep};
+
+/// How many bytes a connection reads in a row before the others have their turn. Streaming gets faster with more, the
+/// tail of the others' latency longer.
+const READ_BURST: usize = 64 * 1024;
+
+/// The same for writes. More than a reader's, so that a handler which answers what it reads yields when it reads.
+const WRITE_BURST: usize = 2 * READ_BURST;
+
+/// What a read or write counts for at least: about the cost of its system call, in bytes copied.
+const CALL_COST: usize = 2 * 1024;
+
+/// A connection to a peer: TCP, or a Unix socket.
+///
+/// It is an ordinary [`AsyncRead`] + [`AsyncWrite`], so everything that is made for those goes on top. A reference
+/// reads and writes too, so one task may read while another writes through an `Rc<Connection>`; two readers, or two
+/// writers, at once would take turns in waking each other.
+///
+/// - Reads return end of input (0) when the peer has closed its half; the write half stays open.
+/// - Dropping the connection closes it. A server first sends what is on its way and waits briefly for the peer's end.
+/// - Errors are the socket's, and [`TimedOut`](io::ErrorKind::TimedOut) when the server's idle or stall timeout is over.
+pub struct Connection {
+    link: Rc<Link>,
+}
+
+/// The connection itself. The server holds it too, to close it in an orderly way after the handler.
+pub(crate) struct Link {
+    stream: Stream,
+    id: u64,
+    peer_addr: Address,
+    opened: Instant,
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+    /// When bytes last went in or out.
+    last_activity: Cell<Instant>,
+    /// How the last read and the last write left things, and what the next one has to do first.
+    reading: Direction,
+    writing: Direction,
+    state: Cell<State>,
+    timers: RefCell<Option<Box<ConnectionTimers>>>,
+    terms: Rc<Terms>,
+}
+
+/// One direction of a connection.
+#[derive(Default)]
+struct Direction {
+    next: Cell<Next>,
+    /// Bytes since the others had their turn.
+    burst: Cell<usize>,
+}
+
+/// What a read or write does before its system call.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Next {
+    #[default]
+    Try,
+    /// Let the others run first.
+    Yield,
+    /// Wait for the event that was asked for. Without this, smol would report that event once more at the next wait,
+    /// and cost a call that finds nothing.
+    Wait,
+}
+
+/// How far a connection has come to its end.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum State {
+    Open,
+    /// The peer has closed its half.
+    InputEnded,
+    /// A system call failed, or a timeout is over: nothing more can be sent.
+    Broken,
+    TimedOut,
+}
+
+/// The timers of a connection that has waited with a timeout. Few have, so they are not part of every connection.
+#[derive(Default)]
+struct ConnectionTimers {
+    idle: Option<Sleep>,
+    stall: Option<Sleep>,
+    /// Since when a write has waited for the peer to read.
+    stalled_since: Option<Instant>,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: Stream, peer_addr: Address, terms: Rc<Terms>) -> Connection {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let now = time::recent();
+        terms.open.set(terms.open.get() + 1);
+        let link = Link {
+            stream,
+            id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1,
+            peer_addr,
+            opened: now,
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            last_activity: Cell::new(now),
+            reading: Direction::default(),
+            writing: Direction::default(),
+            state: Cell::new(State::Open),
+            timers: RefCell::new(None),
+            terms,
+        };
+        Connection {
+            link: Rc::new(link),
+        }
+    }
+
+    /// A number that no other connection of this process has.
+    pub fn id(&self) -> u64 {
+        self.link.id
+    }
+
+    /// Whom this connection goes to, as it was when the connection was made.
+    pub fn peer_addr(&self) -> &Address {
+        &self.link.peer_addr
+    }
+
+    /// How many bytes were read so far.
+    pub fn bytes_in(&self) -> u64 {
+        self.link.bytes_in.get()
+    }
+
+    /// How many bytes were written so far, to the system: the peer may not have them yet.
+    pub fn bytes_out(&self) -> u64 {
+        self.link.bytes_out.get()
+    }
+
+    /// Resolves when the server begins to drain: from then on a handler should come to its end.
+    ///
+    /// Never resolves on a connection that no server made. May be awaited any number of times, and resolves at once
+    /// if the server drains already.
+    pub fn closing(&self) -> Closing {
+        Closing {
+            terms: self.link.terms.clone(),
+            key: None,
+        }
+    }
+
+    /// How long ago bytes last went in or out.
+    pub(crate) fn quiet_for(&self) -> Duration {
+        time::recent().saturating_duration_since(self.link.last_activity.get())
+    }
+
+    pub(crate) fn link(&self) -> Rc<Link> {
+        self.link.clone()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.terms.open.set(self.terms.open.get() - 1);
+        self.terms.ended.set(self.terms.ended.get() + 1);
+        // Whoever is woken runs after this, when the stream is closed.
+        if let Some(waker) = self.terms.waiting_for_end.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl From<Rc<Link>> for Connection {
+    fn from(link: Rc<Link>) -> Connection {
+        Connection { link }
+    }
+}
+
+impl From<async_net::TcpStream> for Connection {
+    /// Sets `TCP_NODELAY`, and takes urgent data in line, as a server does. There is no timeout.
+    fn from(stream: async_net::TcpStream) -> Connection {
+        let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::Tcp);
+        // Both can fail on a broken socket only, whose next read tells.
+        stream.set_nodelay(true).ok();
+        rustix::net::sockopt::set_socket_oobinline(&stream, true).ok();
+        Connection::new(Stream::Tcp(stream.into()), peer_addr, Rc::default())
+    }
+}
+
+impl From<async_net::unix::UnixStream> for Connection {
+    fn from(stream: async_net::unix::UnixStream) -> Connection {
+        let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::from);
+        Connection::new(Stream::Unix(stream.into()), peer_addr, Rc::default())
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id())
+            .field("peer_addr", self.peer_addr())
+            .field("bytes_in", &self.bytes_in())
+            .field("bytes_out", &self.bytes_out())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(crate) fn state(&self) -> State {
+        self.state.get()
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn peer_addr(&self) -> &Address {
+        &self.peer_addr
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic {
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            duration: time::recent().saturating_duration_since(self.opened),
+        }
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        ready!(self.reading.poll_turn(cx));
+        loop {
+            if self.reading.next.get() == Next::Wait {
+                match self.stream.poll_readable(cx) {
+                    Poll::Ready(Ok(())) => self.reading.next.set(Next::Try),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
+                    Poll::Pending => return self.poll_idle(cx).map(Err),
+                }
+            }
+            match self.stream.read(buffer) {
+                Ok(0) if !buffer.is_empty() => {
+                    self.end_of_input();
+                    return Poll::Ready(Ok(0));
+                }
+                Ok(n) => {
+                    self.bytes_in.set(self.bytes_in.get() + n as u64);
+                    self.last_activity.set(time::recent());
+                    // A short read has emptied the socket. By the time the others have run, the peer's next message
+                    // may be here, and need not be waited for.
+                    let emptied = n < buffer.len();
+                    if self.reading.spend(n, READ_BURST) || emptied {
+                        self.reading.yield_next();
+                        self.writing.burst.set(0);
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.reading.next.set(Next::Wait)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(self.broken(error))),
+            }
+        }
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.writing.poll_turn(cx));
+        loop {
+            if self.writing.next.get() == Next::Wait {
+                match self.stream.poll_writable(cx) {
+                    Poll::Ready(Ok(())) => self.writing.next.set(Next::Try),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
+                    Poll::Pending => return self.poll_stall(cx).map(Err),
+                }
+            }
+            match self.stream.write(bytes) {
+                Ok(n) => {
+                    self.bytes_out.set(self.bytes_out.get() + n as u64);
+                    self.last_activity.set(time::recent());
+                    if let Some(timers) = self.timers.borrow_mut().as_mut() {
+                        timers.stalled_since = None;
+                    }
+                    if self.writing.spend(n, WRITE_BURST) {
+                        self.writing.yield_next();
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.writing.next.set(Next::Wait)
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(self.broken(error))),
+            }
+        }
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        match self.stream.shutdown_write() {
+            // The peer has reset the connection meanwhile: there is no half left to close.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether bytes of the peer's are unread, or may be on their way. Takes one of them.
+    pub(crate) fn may_have_input(&self) -> bool {
+        // Who waits for a peer that is silent at this moment can close without harm.
+        let was_waiting = self.reading.next.get() == Next::Wait;
+        self.state.get() == State::Open
+            && (!was_waiting || self.stream.read(&mut [0]).is_ok_and(|n| n > 0))
+    }
+
+    fn end_of_input(&self) {
+        if self.state.get() == State::Open {
+            self.state.set(State::InputEnded);
+        }
+    }
+
+    fn broken(&self, error: io::Error) -> io::Error {
+        self.state.set(State::Broken);
+        error
+    }
+
+    fn timed_out(&self, what: &str) -> io::Error {
+        self.state.set(State::TimedOut);
+        io::Error::new(io::ErrorKind::TimedOut, what)
+    }
+
+    /// Ready with an error when a read has waited and nothing went in or out for the idle timeout.
+    ///
+    /// The timer is not set anew at every read: when it fires, it looks at the last activity and waits for the rest.
+    fn poll_idle(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(timeout) = self.terms.idle_timeout else {
+            return Poll::Pending;
+        };
+        let mut timers = self.timers.borrow_mut();
+        let idle = &mut timers.get_or_insert_default().idle;
+        loop {
+            ready!(poll_timer(idle, cx, || self.last_activity.get() + timeout));
+            if self.quiet_since(self.last_activity.get()) >= timeout {
+                return Poll::Ready(self.timed_out("the connection was idle for too long"));
+            }
+        }
+    }
+
+    /// Ready with an error when a write has waited for the stall timeout and the peer read nothing.
+    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(timeout) = self.terms.stall_timeout else {
+            return Poll::Pending;
+        };
+        let mut timers = self.timers.borrow_mut();
+        let timers = timers.get_or_insert_default();
+        let since = *timers.stalled_since.get_or_insert_with(time::recent);
+        loop {
+            ready!(poll_timer(&mut timers.stall, cx, || since + timeout));
+            if self.quiet_since(since) >= timeout {
+                return Poll::Ready(self.timed_out("the peer stopped reading"));
+            }
+        }
+    }
+
+    fn quiet_since(&self, instant: Instant) -> Duration {
+        time::recent().saturating_duration_since(instant)
+    }
+}
+
+/// Waits on the timer in `slot`, which is set if it is not. Ready, with the slot empty, when the timer has fired.
+fn poll_timer(
+    slot: &mut Option<Sleep>,
+    cx: &mut Context<'_>,
+    deadline: impl FnOnce() -> Instant,
+) -> Poll<()> {
+    let sleep = slot.get_or_insert_with(|| time::sleep_until(deadline()));
+    ready!(Pin::new(sleep).poll(cx));
+    *slot = None;
+    Poll::Ready(())
+}
+
+impl Direction {
+    /// Lets the others run first, if that is due: a task that wakes itself comes after all that are ready.
+    fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.next.get() != Next::Yield {
+            return Poll::Ready(());
+        }
+        self.next.set(Next::Try);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Counts `n` bytes. Returns whether the burst is over.
+    fn spend(&self, n: usize, burst: usize) -> bool {
+        self.burst.set(self.burst.get() + n.max(CALL_COST));
+        self.burst.get() >= burst
+    }
+
+    fn yield_next(&self) {
+        self.next.set(Next::Yield);
+        self.burst.set(0);
+    }
+}
+
+impl AsyncRead for &Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.link.poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for &Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.link.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closes the write half: the peer reads to the end of what was sent. Reading goes on.
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.link.shutdown_write())
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.link.poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.link.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closes the write half: the peer reads to the end of what was sent. Reading goes on.
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.link.shutdown_write())
+    }
+}
+
+/// What goes through a connection: how much, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traffic {
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) duration: Duration,
+}
+
+/// What a server and its connections know of each other.
+#[derive(Default)]
+pub(crate) struct Terms {
+    idle_timeout: Option<Duration>,
+    stall_timeout: Option<Duration>,
+    closing: Cell<bool>,
+    /// Who waits for the server to begin its drain.
+    waiting: RefCell<Slab<Waker>>,
+    /// How many connections there are.
+    open: Cell<usize>,
+    /// How many there were before.
+    ended: Cell<u64>,
+    /// Who waits for a connection to end.
+    waiting_for_end: Cell<Option<Waker>>,
+}
+
+impl Terms {
+    pub(crate) fn new(idle_timeout: Option<Duration>, stall_timeout: Option<Duration>) -> Terms {
+        Terms {
+            idle_timeout,
+            stall_timeout,
+            ..Terms::default()
+        }
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.get()
+    }
+
+    /// Wakes `waker` when the next connection has ended and its descriptor is free.
+    pub(crate) fn wake_at_next_end(&self, waker: &Waker) {
+        self.waiting_for_end.set(Some(waker.clone()));
+    }
+
+    /// Resolves every [`Closing`], now and from now on.
+    pub(crate) fn close(&self) {
+        self.closing.set(true);
+        let waiting = self.waiting.take();
+        for (_, waker) in waiting {
+            waker.wake();
+        }
+    }
+}
+
+/// The future of [`Connection::closing`].
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct Closing {
+    terms: Rc<Terms>,
+    /// Where our waker stands in the terms' list.
+    key: Option<usize>,
+}
+
+impl Future for Closing {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.terms.closing.get() {
+            self.key = None;
+            return Poll::Ready(());
+        }
+        let terms = self.terms.clone();
+        let mut waiting = terms.waiting.borrow_mut();
+        match self.key {
+            Some(key) => waiting[key].clone_from(cx.waker()),
+            None => self.key = Some(waiting.insert(cx.waker().clone())),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // After `Terms::close` the list is empty.
+        if let Some(key) = self.key {
+            self.terms.waiting.borrow_mut().try_remove(key);
+        }
+    }
+}
+
+impl fmt::Debug for Closing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Closing").finish_non_exhaustive()
+    }
+}
+
+/// Where a connection comes from, or where a server listens.
+///
+/// Displays as `127.0.0.1:25000`, `[::1]:25000` or `unix:/run/echo.sock`, with what could harm a terminal escaped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Address {
+    /// An IP address and a TCP port.
+    Tcp(SocketAddr),
+    /// A Unix socket and its path. A client's socket rarely has one.
+    Unix(Option<PathBuf>),
+    /// The system did not tell, since the connection was broken by then.
+    Unknown,
+}
+
+impl Address {
+    /// The IP address and port, of a TCP address.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Tcp(addr) => Some(*addr),
+            _ => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(addr: SocketAddr) -> Address {
+        Address::Tcp(addr)
+    }
+}
+
+impl From<std::os::unix::net::SocketAddr> for Address {
+    fn from(addr: std::os::unix::net::SocketAddr) -> Address {
+        Address::Unix(addr.as_pathname().map(PathBuf::from))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(addr) => addr.fmt(f),
+            Address::Unix(Some(path)) => {
+                write!(f, "unix:{}", path.to_string_lossy().escape_debug())
+            }
+            Address::Unix(None) => f.write_str("unix:unnamed"),
+            Address::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// What carries the bytes.
+pub(crate) enum Stream {
+    Tcp(Arc<Async<TcpStream>>),
+    Unix(Arc<Async<UnixStream>>),
+}
+
+impl Stream {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.get_ref().read(buffer),
+            Stream::Unix(stream) => stream.get_ref().read(buffer),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.get_ref().write(bytes),
+            Stream::Unix(stream) => stream.get_ref().write(bytes),
+        }
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => stream.poll_readable(cx),
+            Stream::Unix(stream) => stream.poll_readable(cx),
+        }
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => stream.poll_writable(cx),
+            Stream::Unix(stream) => stream.poll_writable(cx),
+        }
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Write),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The echo handler: every chunk comes back behind a prefix.
+//!
+//! All echo connections of a thread share one buffer: a chunk is read into it and answered from it within one poll,
+//! so that an idle connection holds none. Only what the socket refuses is copied into the connection's own.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, ready};
+
+use crate::connection::Connection;
+use crate::time::sleep;
+
+/// The most bytes that one read takes, and so the most that stand behind one prefix.
+pub const CHUNK: usize = 10_000;
+
+/// The most bytes of a reply that line framing makes from one read, if a prefix is not longer by itself.
+const LINES_REPLY: usize = 64 * 1024;
+
+/// During a drain, an echo connection is idle when nothing went in or out for this long. Then it ends; one that is in
+/// the middle of a transfer goes on. Longer than a lost packet takes to be sent again on a local network.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// Answers every chunk of at most [`CHUNK`] bytes with `prefix` and the chunk, until the peer closes its half.
+///
+/// Then it sends what is left and closes the other half. When the server drains, it ends as soon as the connection
+/// has been quiet for a quarter of a second. It holds at most one reply that the peer has not taken, and reads nothing
+/// meanwhile.
+///
+/// # Errors
+///
+/// Those of the connection's reads and writes.
+pub async fn echo(connection: Connection, prefix: &[u8]) -> io::Result<()> {
+    echo_framed(connection, prefix, Framing::Chunk).await
+}
+
+/// As [`echo`], with a choice of where the prefix goes.
+///
+/// # Errors
+///
+/// Those of the connection's reads and writes.
+pub async fn echo_framed(
+    connection: Connection,
+    prefix: &[u8],
+    framing: Framing,
+) -> io::Result<()> {
+    let mut framer = Framer::new(prefix, framing);
+    let mut unsent = Vec::new();
+    let mut drained = pin!(drained(&connection));
+    loop {
+        let answer = poll_fn(|cx| {
+            let answered = poll_answer(&connection, &mut framer, &mut unsent, cx);
+            if answered.is_pending() && drained.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(0));
+            }
+            answered
+        });
+        if answer.await? == 0 {
+            return (&connection).close().await;
+        }
+        if !unsent.is_empty() {
+            (&connection).write_all(&unsent).await?;
+            unsent = Vec::new();
+        }
+    }
+}
+
+/// Reads a chunk and sends its reply. What the socket does not take at once goes to `unsent`.
+/// Ready with the number of bytes read.
+fn poll_answer(
+    mut connection: &Connection,
+    framer: &mut Framer<'_>,
+    unsent: &mut Vec<u8>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    BUFFERS.with_borrow_mut(|buffers| {
+        let chunk = framer.room(buffers);
+        let received = ready!(Pin::new(&mut connection).poll_read(cx, chunk))?;
+        if received > 0 {
+            let reply = framer.reply(buffers, received);
+            let sent = match Pin::new(&mut connection).poll_write(cx, reply)? {
+                Poll::Ready(sent) => sent,
+                Poll::Pending => 0,
+            };
+            unsent.extend_from_slice(&reply[sent..]);
+        }
+        Poll::Ready(Ok(received))
+    })
+}
+
+/// Resolves when the server drains and the connection has been quiet for a while.
+async fn drained(connection: &Connection) {
+    connection.closing().await;
+    while connection.quiet_for() < QUIET {
+        sleep(QUIET - connection.quiet_for()).await;
+    }
+}
+
+/// Where the prefix goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// Before each chunk, that is, before what one read returned.
+    #[default]
+    Chunk,
+    /// Before each line, however the lines come in: in pieces, or many at once. There is no limit to a line's length.
+    Line,
+}
+
+/// Turns chunks into replies. All that it remembers from one chunk to the next is whether a line is open.
+#[derive(Debug, Clone)]
+pub struct Framer<'p> {
+    prefix: &'p [u8],
+    framing: Framing,
+    at_line_start: bool,
+}
+
+impl<'p> Framer<'p> {
+    /// A framer at the start of a connection.
+    pub fn new(prefix: &'p [u8], framing: Framing) -> Framer<'p> {
+        Framer {
+            prefix,
+            framing,
+            at_line_start: true,
+        }
+    }
+
+    /// Appends the reply to `chunk` to `reply`. Nothing is appended for an empty chunk.
+    pub fn frame(&mut self, chunk: &[u8], reply: &mut Vec<u8>) {
+        match self.framing {
+            Framing::Chunk if chunk.is_empty() => {}
+            Framing::Chunk => {
+                reply.extend_from_slice(self.prefix);
+                reply.extend_from_slice(chunk);
+            }
+            Framing::Line => {
+                for line in chunk.split_inclusive(|&byte| byte == b'\n') {
+                    if self.at_line_start {
+                        reply.extend_from_slice(self.prefix);
+                    }
+                    reply.extend_from_slice(line);
+                    self.at_line_start = line.ends_with(b"\n");
+                }
+            }
+        }
+    }
+
+    /// Room for a chunk, behind room for the prefix, so that a reply to a chunk is made by writing the prefix alone.
+    fn room<'b>(&self, buffers: &'b mut Buffers) -> &'b mut [u8] {
+        let most = match self.framing {
+            Framing::Chunk => CHUNK,
+            // So that a chunk of line ends alone does not become a reply without bounds.
+            Framing::Line => (LINES_REPLY / (self.prefix.len() + 1)).clamp(1, CHUNK),
+        };
+        let end = self.prefix.len() + most;
+        if buffers.chunk.len() < end {
+            buffers.chunk.resize(end, 0);
+        }
+        &mut buffers.chunk[self.prefix.len()..end]
+    }
+
+    /// The reply to the `received` bytes that were read into [`Framer::room`].
+    fn reply<'b>(&mut self, buffers: &'b mut Buffers, received: usize) -> &'b [u8] {
+        let Buffers { chunk, lines } = buffers;
+        let end = self.prefix.len() + received;
+        match self.framing {
+            Framing::Chunk => {
+                chunk[..self.prefix.len()].copy_from_slice(self.prefix);
+                &chunk[..end]
+            }
+            Framing::Line => {
+                lines.clear();
+                self.frame(&chunk[self.prefix.len()..end], lines);
+                lines
+            }
+        }
+    }
+}
+
+/// What the echo connections of a thread share.
+struct Buffers {
+    /// A chunk, behind its prefix.
+    chunk: Vec<u8>,
+    /// A reply in lines.
+    lines: Vec<u8>,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { chunk: Vec::new(), lines: Vec::new() }) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(framing: Framing, chunks: &[&[u8]]) -> Vec<u8> {
+        let mut framer = Framer::new(b"> ", framing);
+        let mut reply = Vec::new();
+        for chunk in chunks {
+            framer.frame(chunk, &mut reply);
+        }
+        reply
+    }
+
+    #[test]
+    fn chunk_framing_puts_the_prefix_before_each_chunk() {
+        assert_eq!(
+            framed(Framing::Chunk, &[b"one\ntwo", b"", b"three"]),
+            b"> one\ntwo> three"
+        );
+    }
+
+    #[test]
+    fn line_framing_puts_the_prefix_before_each_line_however_it_is_cut() {
+        assert_eq!(framed(Framing::Line, &[b"one\ntwo\n"]), b"> one\n> two\n");
+        assert_eq!(
+            framed(Framing::Line, &[b"on", b"e", b"\n", b"\n", b"", b"two"]),
+            b"> one\n> \n> two"
+        );
+    }
+
+    #[test]
+    fn a_reply_in_lines_is_bounded_however_long_the_prefix() {
+        for length in [0, 5, 1024, 200_000] {
+            let prefix = vec![b'p'; length];
+            let mut framer = Framer::new(&prefix, Framing::Line);
+            let mut buffers = Buffers {
+                chunk: Vec::new(),
+                lines: Vec::new(),
+            };
+            let room = framer.room(&mut buffers);
+            room.fill(b'\n');
+            let received = room.len();
+            assert!((1..=CHUNK).contains(&received));
+            assert!(framer.reply(&mut buffers, received).len() <= LINES_REPLY.max(length + 1));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! A tiny single-threaded event loop and TCP server kit, on smol.
+
+mod connection;
+mod echo;
+mod event_loop;
+mod io_error;
+mod server;
+pub mod signal;
+mod task_group;
+mod time;
+
+pub use connection::{Address, Closing, Connection};
+pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
+pub use event_loop::{EventLoop, run, spawn};
+pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Report, Server, WhenFull};
+pub use smol::{Task, unblock};
+pub use task_group::TaskGroup;
+pub use time::{Interval, Sleep, TimedOut, interval, now, sleep, sleep_until, timeout};

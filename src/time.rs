@@ -1,0 +1,364 @@
+//! Time: `sleep`, `interval` and `timeout`, on the loop's own timers and clock.
+//!
+//! Every smol `Timer` that is set writes to an eventfd. Here a timer is an entry in an ordered map, so that setting
+//! or cancelling one makes no system call; the event loop keeps a single smol timer for the earliest of them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_lite::{FutureExt, Stream, ready};
+
+/// Waits for `duration`.
+///
+/// The timer fires at the first turn of the loop after its deadline, never before it. Dropping the future cancels the
+/// timer at once.
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn sleep(duration: Duration) -> Sleep {
+    let timers = Timers::current("sleep");
+    // A deadline that overflows is as good as never: some 30 years from now.
+    let deadline = timers
+        .now()
+        .checked_add(duration)
+        .unwrap_or_else(|| timers.now() + FAR_AWAY);
+    Sleep::new(timers, deadline)
+}
+
+/// Waits until `deadline`, on the clock that [`now`] reads.
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn sleep_until(deadline: Instant) -> Sleep {
+    Sleep::new(Timers::current("sleep_until"), deadline)
+}
+
+/// The time on the running loop's clock: `Instant::now()`, or the test clock's time.
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn now() -> Instant {
+    Timers::current("now").now()
+}
+
+/// Gives `future` at most `duration`; after that it is dropped and the result is [`TimedOut`].
+///
+/// The time starts with this call. A future that is ready at the same moment as its timeout wins.
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn timeout<T>(
+    duration: Duration,
+    future: impl Future<Output = T>,
+) -> impl Future<Output = Result<T, TimedOut>> {
+    let deadline = sleep(duration);
+    async move {
+        let finished = async { Ok(future.await) };
+        let expired = async {
+            deadline.await;
+            Err(TimedOut)
+        };
+        finished.or(expired).await
+    }
+}
+
+/// A stream of ticks, the first one after `period`.
+///
+/// A tick that nobody took before the next was due is skipped and counted ([`Interval::missed`]): a slow consumer
+/// sees fewer ticks, never a burst, and the ticks stay on the original grid.
+///
+/// # Panics
+///
+/// Outside a running event loop, or if `period` is zero.
+pub fn interval(period: Duration) -> Interval {
+    assert!(
+        !period.is_zero(),
+        "the period of an interval must not be zero"
+    );
+    Interval {
+        sleep: sleep(period),
+        period,
+        missed: 0,
+    }
+}
+
+/// The error of [`timeout`]: the time was over first. Converts into an [`io::Error`] of the kind `TimedOut`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimedOut;
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("timed out")
+    }
+}
+
+impl Error for TimedOut {}
+
+impl From<TimedOut> for io::Error {
+    fn from(timed_out: TimedOut) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, timed_out)
+    }
+}
+
+/// The future of [`sleep`] and [`sleep_until`].
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct Sleep {
+    timers: Rc<Timers>,
+    deadline: Instant,
+    /// Tells timers with the same deadline apart; given out at the first poll that has to wait.
+    id: u64,
+    /// The waker that stands in the map for this timer, so that another poll by the same task need not look there.
+    waker: Option<Waker>,
+}
+
+impl Sleep {
+    fn new(timers: Rc<Timers>, deadline: Instant) -> Sleep {
+        Sleep {
+            timers,
+            deadline,
+            id: 0,
+            waker: None,
+        }
+    }
+
+    /// The instant at which this timer fires.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Sets another deadline, as if the timer were new.
+    pub fn reset(&mut self, deadline: Instant) {
+        self.cancel();
+        self.deadline = deadline;
+    }
+
+    fn cancel(&mut self) {
+        if self.waker.take().is_some() {
+            self.timers
+                .waiting
+                .borrow_mut()
+                .remove(&(self.deadline, self.id));
+        }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.timers.recent() >= self.deadline {
+            self.cancel();
+            return Poll::Ready(());
+        }
+        if !self
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            if self.id == 0 {
+                self.id = self.timers.new_id();
+            }
+            self.timers
+                .waiting
+                .borrow_mut()
+                .insert((self.deadline, self.id), cx.waker().clone());
+            self.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleep")
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The stream of [`interval`]. Each item is the instant at which its tick was due; the stream never ends.
+#[derive(Debug)]
+#[must_use = "streams do nothing unless they are polled"]
+pub struct Interval {
+    sleep: Sleep,
+    period: Duration,
+    missed: u64,
+}
+
+impl Interval {
+    /// How many ticks were skipped so far, because the one before was taken too late.
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+}
+
+impl Stream for Interval {
+    type Item = Instant;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
+        ready!(Pin::new(&mut self.sleep).poll(cx));
+        let due = self.sleep.deadline;
+        let late = self.sleep.timers.now().saturating_duration_since(due);
+        let skipped = late.as_nanos() / self.period.as_nanos();
+        self.missed = self
+            .missed
+            .saturating_add(u64::try_from(skipped).unwrap_or(u64::MAX));
+        let ticks = u32::try_from(skipped + 1).unwrap_or(u32::MAX);
+        let next = due + self.period.saturating_mul(ticks).min(FAR_AWAY);
+        self.sleep.reset(next);
+        Poll::Ready(Some(due))
+    }
+}
+
+/// What stands for "never" where an `Instant` would overflow: 30 years.
+const FAR_AWAY: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// One loop's timers and its clock.
+pub(crate) struct Timers {
+    clock: Clock,
+    /// The clock as the loop last read it: good enough for timestamps, and free.
+    recent: Cell<Instant>,
+    /// The timers somebody waits for, earliest first, with whom to wake.
+    waiting: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    last_id: Cell<u64>,
+}
+
+/// Where a loop's time comes from.
+enum Clock {
+    System,
+    /// Stands still, and jumps to the next deadline when no task can run.
+    #[cfg(feature = "testing")]
+    Test(Cell<Instant>),
+}
+
+thread_local! {
+    /// The timers of the loop that runs on this thread.
+    static CURRENT: RefCell<Option<Rc<Timers>>> = const { RefCell::new(None) };
+}
+
+impl Timers {
+    pub(crate) fn new() -> Timers {
+        Timers::with_clock(Clock::System, Instant::now())
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn with_test_clock() -> Timers {
+        let start = Instant::now();
+        Timers::with_clock(Clock::Test(Cell::new(start)), start)
+    }
+
+    fn with_clock(clock: Clock, start: Instant) -> Timers {
+        Timers {
+            clock,
+            recent: Cell::new(start),
+            waiting: RefCell::new(BTreeMap::new()),
+            last_id: Cell::new(0),
+        }
+    }
+
+    /// Puts `timers` in the thread's slot and returns what stood there.
+    pub(crate) fn set_current(timers: Option<Rc<Timers>>) -> Option<Rc<Timers>> {
+        CURRENT.replace(timers)
+    }
+
+    fn current(caller: &str) -> Rc<Timers> {
+        CURRENT.with_borrow(|current| match current {
+            Some(timers) => timers.clone(),
+            None => panic!("tinyloop::{caller} was called outside a running event loop"),
+        })
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        match &self.clock {
+            Clock::System => Instant::now(),
+            #[cfg(feature = "testing")]
+            Clock::Test(now) => now.get(),
+        }
+    }
+
+    pub(crate) fn recent(&self) -> Instant {
+        self.recent.get()
+    }
+
+    /// Tells the time to all who ask [`Timers::recent`] after this: the loop has just read the system's clock.
+    pub(crate) fn set_recent(&self, system_now: Instant) {
+        match &self.clock {
+            Clock::System => self.recent.set(system_now),
+            #[cfg(feature = "testing")]
+            Clock::Test(now) => self.recent.set(now.get()),
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.waiting
+            .borrow()
+            .first_key_value()
+            .map(|(&(deadline, _), _)| deadline)
+    }
+
+    /// Wakes every timer whose deadline is over. Returns whether there was one.
+    pub(crate) fn fire(&self) -> bool {
+        let now = self.recent();
+        let mut fired = false;
+        while let Some(waker) = self.pop_due(now) {
+            waker.wake();
+            fired = true;
+        }
+        fired
+    }
+
+    fn pop_due(&self, now: Instant) -> Option<Waker> {
+        let mut waiting = self.waiting.borrow_mut();
+        let entry = waiting.first_entry()?;
+        (entry.key().0 <= now).then(|| entry.remove())
+    }
+
+    /// Lets a test clock jump to the next deadline. Returns whether it did: never for the system's clock.
+    pub(crate) fn jump(&self) -> bool {
+        match &self.clock {
+            Clock::System => false,
+            #[cfg(feature = "testing")]
+            Clock::Test(now) => match self.next_deadline() {
+                Some(deadline) => {
+                    now.set(deadline.max(now.get()));
+                    self.recent.set(now.get());
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
+    fn new_id(&self) -> u64 {
+        let id = self.last_id.get() + 1;
+        self.last_id.set(id);
+        id
+    }
+}
+
+/// The running loop's time as it last read it; `Instant::now()` outside a loop.
+pub(crate) fn recent() -> Instant {
+    CURRENT.with_borrow(|current| {
+        current
+            .as_ref()
+            .map_or_else(Instant::now, |timers| timers.recent())
+    })
+}
