@@ -16,3 +16,8 @@ pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Report, Server
 pub use smol::{Task, unblock};
 pub use task_group::TaskGroup;
 pub use time::{Interval, Sleep, TimedOut, interval, now, sleep, sleep_until, timeout};
+
+/// The README's examples, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -10,8 +10,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
+use futures_lite::Stream;
 use futures_lite::future::poll_once;
-use futures_lite::{FutureExt, Stream};
+use pin_project_lite::pin_project;
 use slab::Slab;
 use smol::Task;
 
@@ -51,6 +52,31 @@ struct Finished<T> {
     results: RefCell<VecDeque<(usize, thread::Result<T>)>>,
     /// Who waits for the next task to finish.
     waiting: Cell<Option<Waker>>,
+}
+
+pin_project! {
+    /// A task of a group. As an async block it would hold its future twice, once to move it from.
+    struct Member<F: Future> {
+        #[pin]
+        future: F,
+        place: usize,
+        finished: Rc<Finished<F::Output>>,
+    }
+}
+
+impl<F: Future> Future for Member<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let result = match panic::catch_unwind(AssertUnwindSafe(|| this.future.poll(cx))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(result)) => Ok(result),
+            Err(payload) => Err(payload),
+        };
+        this.finished.push(*this.place, result);
+        Poll::Ready(())
+    }
 }
 
 impl<T> Finished<T> {
@@ -110,11 +136,11 @@ impl<T: 'static> TaskGroup<T> {
     /// Starts a task in the group, whatever the limit.
     pub(crate) fn spawn_now(&mut self, future: impl Future<Output = T> + 'static) {
         let entry = self.tasks.vacant_entry();
-        let place = entry.key();
-        let finished = self.finished.clone();
-        entry.insert(event_loop::spawn(async move {
-            let result = AssertUnwindSafe(future).catch_unwind().await;
-            finished.push(place, result);
+        let (place, finished) = (entry.key(), self.finished.clone());
+        entry.insert(event_loop::spawn(Member {
+            future,
+            place,
+            finished,
         }));
     }
 

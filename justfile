@@ -1,0 +1,24 @@
+# List the recipes.
+default:
+    @just --list
+
+# Run the echo server, with arguments passed on: just run --listen 7000
+run *arguments:
+    cargo run --release --locked -- {{arguments}}
+
+# Run the tests.
+test:
+    cargo test --locked
+
+# Check the format and the lints.
+lint:
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+
+# Build the documentation.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+# Run everything that decides whether a change lands.
+ci:
+    bash .ci/run
