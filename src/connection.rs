@@ -573,7 +573,7 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix socket and its path. A client's socket rarely has one.
     Unix(Option<PathBuf>),
-    /// The system did not tell, since the connection was broken by then.
+    /// None that the system could tell: the connection was broken by then, or is a test's and in memory.
     Unknown,
 }
 
@@ -616,6 +616,8 @@ impl fmt::Display for Address {
 pub(crate) enum Stream {
     Tcp(Arc<Async<TcpStream>>),
     Unix(Arc<Async<UnixStream>>),
+    #[cfg(feature = "testing")]
+    Pipe(crate::testing::Pipe),
 }
 
 impl Stream {
@@ -623,6 +625,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.get_ref().read(buffer),
             Stream::Unix(stream) => stream.get_ref().read(buffer),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.read(buffer),
         }
     }
 
@@ -630,6 +634,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.get_ref().write(bytes),
             Stream::Unix(stream) => stream.get_ref().write(bytes),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.write(bytes),
         }
     }
 
@@ -637,6 +643,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.poll_readable(cx),
             Stream::Unix(stream) => stream.poll_readable(cx),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.poll_readable(cx),
         }
     }
 
@@ -644,6 +652,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.poll_writable(cx),
             Stream::Unix(stream) => stream.poll_writable(cx),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.poll_writable(cx),
         }
     }
 
@@ -651,6 +661,8 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Write),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.shutdown_write(),
         }
     }
 }

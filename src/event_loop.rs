@@ -7,11 +7,13 @@
 //!
 //! smol keeps one helper thread of its own, which looks at the sockets while no loop does.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
+use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use futures_lite::future::yield_now;
 use smol::{LocalExecutor, Task, Timer};
 
 use crate::io_error;
+use crate::task_table::{Label, SlowPolls, TaskTable, Watched};
 use crate::time::Timers;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
@@ -40,6 +43,7 @@ const TURN: Duration = Duration::from_micros(100);
 ///
 /// If `main` panics; if a loop runs on this thread already; if the system has no descriptors or threads left for a
 /// loop ([`EventLoop::new`] returns that as an error).
+#[track_caller]
 pub fn run<T>(main: impl Future<Output = T>) -> T {
     match EventLoop::new() {
         Ok(event_loop) => event_loop.run(main),
@@ -55,10 +59,35 @@ pub fn run<T>(main: impl Future<Output = T>) -> T {
 /// # Panics
 ///
 /// Outside a running event loop.
+#[track_caller]
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
-    let executor = CURRENT.with_borrow(Clone::clone);
-    let executor = executor.expect("tinyloop::spawn was called outside a running event loop");
-    executor.spawn(future)
+    current("spawn").spawn(Label::new(Location::caller()), future)
+}
+
+/// As [`spawn`], with a name for the [task table](crate::task_table).
+///
+/// # Panics
+///
+/// Outside a running event loop.
+#[track_caller]
+pub fn spawn_named<T: 'static>(
+    name: impl Into<Cow<'static, str>>,
+    future: impl Future<Output = T> + 'static,
+) -> Task<T> {
+    let label = Label {
+        name: Some(name.into()),
+        ..Label::new(Location::caller())
+    };
+    current("spawn_named").spawn(label, future)
+}
+
+/// The loop that runs on this thread.
+#[track_caller]
+pub(crate) fn current(caller: &str) -> Rc<Inner> {
+    CURRENT.with_borrow(|current| match current {
+        Some(event_loop) => event_loop.clone(),
+        None => panic!("tinyloop::{caller} was called outside a running event loop"),
+    })
 }
 
 /// A single-threaded event loop.
@@ -69,13 +98,43 @@ pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
 pub struct EventLoop {
     /// Shared with the thread's slot while the loop runs. Tasks reach it through the slot only, never by a reference
     /// of their own, so that dropping the loop always drops its tasks.
-    executor: Rc<LocalExecutor<'static>>,
+    inner: Rc<Inner>,
+}
+
+/// What a task can reach of its loop.
+pub(crate) struct Inner {
+    executor: LocalExecutor<'static>,
     timers: Rc<Timers>,
+    /// On as soon as somebody asked for it.
+    table: OnceCell<TaskTable>,
+    pub(crate) slow_polls: SlowPolls,
+}
+
+impl Inner {
+    pub(crate) fn spawn<T: 'static>(
+        &self,
+        label: Label,
+        future: impl Future<Output = T> + 'static,
+    ) -> Task<T> {
+        match self.table.get() {
+            None => self.executor.spawn(future),
+            Some(table) => self.executor.spawn(Watched::new(table, label, future)),
+        }
+    }
+
+    /// The task table, which is on from now on.
+    pub(crate) fn table(&self) -> &TaskTable {
+        self.table.get_or_init(TaskTable::new)
+    }
+
+    pub(crate) fn table_if_on(&self) -> Option<&TaskTable> {
+        self.table.get()
+    }
 }
 
 thread_local! {
-    /// The executor of the loop that runs on this thread.
-    static CURRENT: RefCell<Option<Rc<LocalExecutor<'static>>>> = const { RefCell::new(None) };
+    /// The loop that runs on this thread.
+    static CURRENT: RefCell<Option<Rc<Inner>>> = const { RefCell::new(None) };
 }
 
 impl EventLoop {
@@ -104,9 +163,14 @@ impl EventLoop {
     fn with_timers(timers: Timers) -> io::Result<EventLoop> {
         start_reactor()
             .map_err(|error| io_error::explain("cannot start the event loop", &error))?;
-        Ok(EventLoop {
-            executor: Rc::new(LocalExecutor::new()),
+        let inner = Inner {
+            executor: LocalExecutor::new(),
             timers: Rc::new(timers),
+            table: OnceCell::new(),
+            slow_polls: SlowPolls::default(),
+        };
+        Ok(EventLoop {
+            inner: Rc::new(inner),
         })
     }
 
@@ -115,34 +179,55 @@ impl EventLoop {
     /// # Panics
     ///
     /// If `main` panics, or if a loop runs on this thread already.
+    #[track_caller]
     pub fn run<T>(&self, main: impl Future<Output = T>) -> T {
-        let _running = Running::enter(self);
-        smol::block_on(self.turns(main))
+        let _running = Running::enter(&self.inner);
+        smol::block_on(self.turns(main, Location::caller()))
     }
 
     /// Starts a task on this loop, which runs when the loop does. As [`spawn`] otherwise.
+    #[track_caller]
     pub fn spawn<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Task<T> {
-        self.executor.spawn(future)
+        self.inner.spawn(Label::new(Location::caller()), future)
     }
 
-    async fn turns<T>(&self, main: impl Future<Output = T>) -> T {
+    async fn turns<T>(
+        &self,
+        main: impl Future<Output = T>,
+        place: &'static Location<'static>,
+    ) -> T {
+        let Inner {
+            executor,
+            timers,
+            table,
+            slow_polls,
+        } = &*self.inner;
         let mut main = pin!(main);
         let main_waker = MainWaker::new(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
         let waker = Waker::from(main_waker.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut main_watch = None;
         let mut alarm = Alarm::new();
         loop {
-            if main_waker.take()
-                && let Poll::Ready(result) = main.as_mut().poll(&mut Context::from_waker(&waker))
-            {
-                return result;
+            if main_waker.take() {
+                let polled = match table.get() {
+                    None => main.as_mut().poll(&mut cx),
+                    Some(table) => {
+                        let watch = main_watch.get_or_insert_with(|| table.enter_main(place));
+                        watch.poll(main.as_mut(), &mut cx, slow_polls)
+                    }
+                };
+                if let Poll::Ready(result) = polled {
+                    return result;
+                }
             }
             let more = self.run_ready();
-            let fired = self.timers.fire();
-            if more || fired || main_waker.is_woken() || self.timers.jump() {
+            let fired = timers.fire();
+            if more || fired || main_waker.is_woken() || timers.jump() {
                 // Out to `block_on`, which looks at the sockets without waiting and comes back.
                 yield_now().await;
             } else {
-                alarm.set(self.timers.next_deadline());
+                alarm.set(timers.next_deadline());
                 let main_woken = poll_fn(|_| {
                     if main_waker.is_woken() {
                         Poll::Ready(())
@@ -151,18 +236,21 @@ impl EventLoop {
                     }
                 });
                 // `tick` waits for a task to be ready and polls it.
-                self.executor.tick().or(main_woken).or(&mut alarm).await;
+                executor.tick().or(main_woken).or(&mut alarm).await;
             }
         }
     }
 
     /// Runs ready tasks, for [`TURN`] at most. Returns whether more may be ready.
     fn run_ready(&self) -> bool {
+        let Inner {
+            executor, timers, ..
+        } = &*self.inner;
         let start = Instant::now();
-        self.timers.set_recent(start);
-        while self.executor.try_tick() {
+        timers.set_recent(start);
+        while executor.try_tick() {
             let now = Instant::now();
-            self.timers.set_recent(now);
+            timers.set_recent(now);
             if now - start >= TURN {
                 return true;
             }
@@ -181,13 +269,14 @@ impl fmt::Debug for EventLoop {
 struct Running;
 
 impl Running {
-    fn enter(event_loop: &EventLoop) -> Running {
+    #[track_caller]
+    fn enter(event_loop: &Rc<Inner>) -> Running {
         let before = CURRENT.with_borrow(Option::is_some);
         assert!(
             !before,
             "an event loop runs on this thread already: a loop cannot run inside another"
         );
-        CURRENT.set(Some(event_loop.executor.clone()));
+        CURRENT.set(Some(event_loop.clone()));
         Timers::set_current(Some(event_loop.timers.clone()));
         Running
     }

@@ -8,9 +8,9 @@ use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use futures_lite::StreamExt;
-use rustix::process::{Resource, getrlimit, setrlimit};
-use tinyloop::signal::{self, Signal};
-use tinyloop::{Event, EventLoop, Listener, Report, Server};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tinyloop::signal::{self, Signal, Signals};
+use tinyloop::{Event, EventLoop, Listener, Report, SLOW_POLL, Server, monitor};
 
 use cli::args::{Early, Model, Options};
 use cli::listen::listen;
@@ -59,44 +59,42 @@ fn run(options: Options) -> io::Result<()> {
     let max_descriptors = raise_descriptor_limit();
     let event_loop = EventLoop::new()?;
     let listeners = listen(&options.listen)?;
-    let stdout = Output::start(io::stdout())?;
-    let stderr = Output::start(io::stderr())?;
+    let output = Output::start(io::stdout())?;
+    let errors = Output::start(io::stderr())?;
+    // Before we say that we listen: whoever waits for that may send a signal at once.
+    let signals = signal::signals([Signal::Int, Signal::Term])?;
 
+    for listener in &listeners {
+        output.line(format_args!("listening on {}", listener.local_addr()?));
+    }
+    output.flush(PATIENCE);
     match options.model {
         Model::Async => {
-            let report = event_loop.run(serve(
+            let server = serve(
                 options,
                 listeners,
+                signals,
                 max_descriptors,
-                stdout.clone(),
-                stderr.clone(),
-            ))?;
-            stderr.line(report);
+                &output,
+                &errors,
+            );
+            let report = event_loop.run(server)?;
+            errors.line(report);
         }
-        Model::Threaded => event_loop.run(serve_for_comparison(
-            models::serve_in_threads,
-            options,
-            listeners,
-            &stdout,
-        ))?,
-        Model::Sequential => {
-            event_loop.run(serve_for_comparison(
-                models::serve_sequentially,
-                options,
-                listeners,
-                &stdout,
-            ))?;
+        Model::Threaded | Model::Sequential => {
+            start_model(options, listeners, &output)?;
+            event_loop.run(shutdown(signals));
         }
     }
 
-    stdout.flush(PATIENCE);
-    if stdout.lost_lines() > 0 {
-        stderr.line(format_args!(
+    output.flush(PATIENCE);
+    if output.lost_lines() > 0 {
+        errors.line(format_args!(
             "{} lines of output were lost",
-            stdout.lost_lines()
+            output.lost_lines()
         ));
     }
-    stderr.flush(PATIENCE);
+    errors.flush(PATIENCE);
     Ok(())
 }
 
@@ -104,97 +102,81 @@ fn run(options: Options) -> io::Result<()> {
 async fn serve(
     options: Options,
     listeners: Vec<Listener>,
+    signals: Signals,
     max_descriptors: u64,
-    stdout: Output,
-    stderr: Output,
+    output: &Output,
+    errors: &Output,
 ) -> io::Result<Report> {
-    let mut signals = signal::signals([Signal::Int, Signal::Term])?;
-    let shutdown = async move {
-        signals.next().await;
-        // The second signal ends us at once.
-        let second = async move {
-            if let Some(signal) = signals.next().await {
-                process::exit(128 + signal as i32);
-            }
-        };
-        tinyloop::spawn(second).detach();
-    };
-    let default_max = max_descriptors
-        .saturating_sub(OTHER_DESCRIPTORS)
-        .clamp(1, MAX_CONNECTIONS) as usize;
-    let quiet = options.quiet;
+    let monitor = options.monitor.map(monitor::serve).transpose()?;
+    if let Some(monitor) = &monitor {
+        output.line(format_args!("monitor on {}", monitor.local_addr()));
+        output.flush(PATIENCE);
+        let errors = errors.clone();
+        tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| errors.line(slow_poll));
+    }
+
+    let room = max_descriptors.saturating_sub(OTHER_DESCRIPTORS);
+    let default_max = room.clamp(1, MAX_CONNECTIONS) as usize;
+    let (quiet, output, errors) = (options.quiet, output.clone(), errors.clone());
     let mut server = Server::from_listeners(listeners)?
         .max_connections(options.max_connections.unwrap_or(default_max))
         .when_full(options.when_full.unwrap_or_default())
         .stall_timeout(options.stall_timeout.unwrap_or(STALL_TIMEOUT))
-        .shutdown_on(shutdown)
+        .shutdown_on(shutdown(signals))
         .drain(options.drain.unwrap_or(DRAIN))
         .observe(move |event| match event {
-            Event::Listening { .. } => announce(&stdout, event),
+            // Was told before.
+            Event::Listening { .. } => {}
             Event::Connected { .. } | Event::Closed { .. } if quiet => {}
-            Event::Connected { .. } | Event::Closed { .. } => stdout.line(event),
-            _ => stderr.line(event),
+            Event::Connected { .. } | Event::Closed { .. } => output.line(event),
+            _ => errors.line(event),
         });
     if let Some(timeout) = options.idle_timeout {
         server = server.idle_timeout(timeout);
     }
     let (prefix, framing) = (options.prefix.0, options.framing);
-    server
-        .serve(async move |connection| {
-            tinyloop::echo_framed(connection, prefix.as_bytes(), framing).await
-        })
-        .await
+    let echo =
+        async move |connection| tinyloop::echo_framed(connection, prefix.as_bytes(), framing).await;
+    server.serve(echo).await
 }
 
-/// One of the other two models, in threads of its own, until a signal comes.
-async fn serve_for_comparison(
-    serve: fn(Vec<std::net::TcpListener>, Echo) -> io::Result<()>,
-    options: Options,
-    listeners: Vec<Listener>,
-    stdout: &Output,
-) -> io::Result<()> {
-    let shutdown = signal::shutdown()?;
-    for listener in &listeners {
-        announce(
-            stdout,
-            &Event::Listening {
-                addr: &listener.local_addr()?,
-            },
-        );
-    }
+/// Resolves at the first signal. The second one ends the process at once.
+async fn shutdown(mut signals: Signals) {
+    signals.next().await;
+    let second = async move {
+        if let Some(signal) = signals.next().await {
+            process::exit(128 + signal as i32);
+        }
+    };
+    tinyloop::spawn(second).detach();
+}
+
+/// Starts one of the other two models, in threads of its own.
+fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> io::Result<()> {
+    let listeners = listeners
+        .into_iter()
+        .filter_map(Listener::into_tcp)
+        .collect();
     let echo = Echo {
         prefix: options.prefix.0.into_bytes().into(),
         framing: options.framing,
-        output: (!options.quiet).then(|| stdout.clone()),
+        output: (!options.quiet).then(|| output.clone()),
     };
-    serve(
-        listeners
-            .into_iter()
-            .filter_map(Listener::into_tcp)
-            .collect(),
-        echo,
-    )?;
-    shutdown.await;
-    Ok(())
-}
-
-/// Prints that we listen, before anybody is served: whoever started us may wait for that line.
-fn announce(stdout: &Output, event: &Event<'_>) {
-    stdout.line(event);
-    stdout.flush(PATIENCE);
+    match options.model {
+        Model::Sequential => models::serve_sequentially(listeners, echo),
+        _ => models::serve_in_threads(listeners, echo),
+    }
 }
 
 /// Raises the soft limit of descriptors to the hard one. Returns the limit.
 fn raise_descriptor_limit() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        let raised = rustix::process::Rlimit {
-            current: limit.maximum,
-            ..limit
-        };
-        if setrlimit(Resource::Nofile, raised).is_ok() {
-            limit.current = limit.maximum;
-        }
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if setrlimit(Resource::Nofile, raised).is_ok() {
+        limit = raised;
     }
     limit.current.unwrap_or(u64::MAX)
 }

@@ -13,9 +13,10 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic::{self, AssertUnwindSafe, Location};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -25,9 +26,12 @@ use rustix::io::Errno;
 use smol::Task;
 
 use crate::connection::{Address, Connection, Link, State, Terms, Traffic};
-use crate::event_loop::spawn;
+use crate::event_loop::{self, spawn_named};
 use crate::io_error;
 use crate::task_group::TaskGroup;
+use crate::task_table::{ConnectionLabel, Label};
+#[cfg(feature = "testing")]
+use crate::testing::Queue;
 use crate::time::{self, Sleep, sleep, timeout};
 
 use listener::{Accepted, Listeners};
@@ -69,6 +73,9 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Server {
     listeners: Vec<Listener>,
     local_addrs: Vec<Address>,
+    /// Connections in memory, of a test.
+    #[cfg(feature = "testing")]
+    queue: Option<Rc<Queue>>,
     max_connections: usize,
     when_full: WhenFull,
     idle_timeout: Option<Duration>,
@@ -142,9 +149,23 @@ impl Server {
             .iter()
             .map(Listener::local_addr)
             .collect::<io::Result<_>>()?;
-        Ok(Server {
+        Ok(Server::new(listeners, local_addrs))
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn from_queue(queue: Rc<Queue>) -> Server {
+        Server {
+            queue: Some(queue),
+            ..Server::new(Vec::new(), Vec::new())
+        }
+    }
+
+    fn new(listeners: Vec<Listener>, local_addrs: Vec<Address>) -> Server {
+        Server {
             listeners,
             local_addrs,
+            #[cfg(feature = "testing")]
+            queue: None,
             max_connections: usize::MAX,
             when_full: WhenFull::default(),
             idle_timeout: None,
@@ -154,7 +175,7 @@ impl Server {
             shutdown: None,
             drain: Duration::ZERO,
             observer: None,
-        })
+        }
     }
 
     /// The addresses that the server listens on, with the ports that the system chose.
@@ -245,11 +266,20 @@ impl Server {
     /// Outside a running event loop.
     pub fn incoming(self) -> io::Result<Incoming> {
         let watch = |error| io_error::explain("cannot watch the listeners", &error);
-        let listeners = Listeners::new(self.listeners, self.socket_buffers).map_err(watch)?;
+        #[cfg_attr(not(feature = "testing"), expect(unused_mut))]
+        let mut listeners = Listeners::new(self.listeners, self.socket_buffers).map_err(watch)?;
+        #[cfg(feature = "testing")]
+        if let Some(queue) = self.queue {
+            listeners.add_queue(queue);
+        }
         let mut record = Record {
             observer: self.observer,
-            report: Report::default(),
+            report: Arc::default(),
         };
+        if let Some(table) = event_loop::current("Server::incoming").table_if_on() {
+            let addrs: Vec<String> = self.local_addrs.iter().map(Address::to_string).collect();
+            table.add_server(addrs.join(" "), &record.report);
+        }
         for addr in &self.local_addrs {
             record.tell(&Event::Listening { addr });
         }
@@ -260,7 +290,7 @@ impl Server {
             when_full: self.when_full,
             full: false,
             shortage: None,
-            shutdown: self.shutdown.map(spawn),
+            shutdown: self.shutdown.map(|shutdown| spawn_named("shutdown", shutdown)),
             ended: false,
             burst: 0,
             record,
@@ -281,13 +311,23 @@ impl Server {
     /// # Panics
     ///
     /// Outside a running event loop, and by a handler's panic under [`OnPanic::Propagate`].
-    pub async fn serve<H>(self, handler: H) -> io::Result<Report>
+    #[track_caller]
+    pub fn serve<H>(self, handler: H) -> impl Future<Output = io::Result<Report>>
     where
         H: AsyncFn(Connection) -> io::Result<()> + 'static,
     {
+        // Where the connections' tasks are from, as far as the caller is concerned.
+        self.serve_from(handler, Location::caller())
+    }
+
+    async fn serve_from(
+        self,
+        handler: impl Handler,
+        place: &'static Location<'static>,
+    ) -> io::Result<Report> {
         let (drain, on_panic) = (self.drain, self.on_panic);
         let mut incoming = self.incoming()?;
-        let mut connections = Connections::new(handler);
+        let mut connections = Connections::new(handler, place);
 
         let mut broken = None;
         loop {
@@ -321,7 +361,8 @@ impl Server {
                 record.closed(ended, on_panic);
             }
         }
-        broken.map_or(Ok(incoming.record.report), Err)
+        let report = incoming.record.report().clone();
+        broken.map_or(Ok(report), Err)
     }
 }
 
@@ -364,14 +405,17 @@ impl<H: AsyncFn(Connection) -> io::Result<()> + 'static> Handler for H {}
 /// The connections' tasks, and how those that have ended did so.
 struct Connections<H> {
     handler: Rc<H>,
+    /// Where the server was started.
+    place: &'static Location<'static>,
     tasks: TaskGroup<()>,
     ended: Rc<RefCell<VecDeque<Ended>>>,
 }
 
 impl<H: Handler> Connections<H> {
-    fn new(handler: H) -> Connections<H> {
+    fn new(handler: H, place: &'static Location<'static>) -> Connections<H> {
         Connections {
             handler: Rc::new(handler),
+            place,
             tasks: TaskGroup::new(),
             ended: Rc::default(),
         }
@@ -389,7 +433,7 @@ impl<H: Handler> Connections<H> {
             outcome: Outcome::Aborted,
             ended: self.ended.clone(),
         };
-        self.tasks.spawn_now(async move {
+        self.tasks.spawn_now(self.label(&ending.link), async move {
             let handled = AssertUnwindSafe(async { handler(connection).await });
             ending.outcome = match handled.catch_unwind().await {
                 Ok(result) => Outcome::Returned(result),
@@ -400,6 +444,24 @@ impl<H: Handler> Connections<H> {
                 Box::pin(linger(ending.link.clone())).await;
             }
         });
+    }
+
+    /// What the task table shows of a connection's task, if it is on.
+    fn label(&self, link: &Rc<Link>) -> Label {
+        let table_is_on = event_loop::current("Server::serve").table_if_on().is_some();
+        let connection = table_is_on.then(|| {
+            let (peer_addr, link) = (link.peer_addr().to_string(), Rc::downgrade(link));
+            let traffic = move || link.upgrade().map(|link| link.traffic());
+            ConnectionLabel {
+                peer_addr,
+                traffic: Box::new(traffic),
+            }
+        });
+        Label {
+            name: Some("connection".into()),
+            place: self.place,
+            connection,
+        }
     }
 
     /// The next connection that has ended. Ready with `None` when none is open.
@@ -496,10 +558,15 @@ impl Drop for Ending {
 /// What a server tells: its events, and the sum of them.
 struct Record {
     observer: Option<Observer>,
-    report: Report,
+    /// Shared with the monitor's thread.
+    report: Arc<Mutex<Report>>,
 }
 
 impl Record {
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tell(&mut self, event: &Event<'_>) {
         if let Some(observer) = &mut self.observer {
             observer(event);
@@ -507,8 +574,10 @@ impl Record {
     }
 
     fn connected(&mut self, connection: &Connection, open: usize) {
-        self.report.accepted += 1;
-        self.report.peak_connections = self.report.peak_connections.max(open);
+        let mut report = self.report();
+        report.accepted += 1;
+        report.peak_connections = report.peak_connections.max(open);
+        drop(report);
         self.tell(&Event::Connected {
             id: connection.id(),
             peer_addr: connection.peer_addr(),
@@ -516,7 +585,7 @@ impl Record {
     }
 
     fn rejected(&mut self, peer_addr: &Address, error: Option<&io::Error>) {
-        self.report.rejected += 1;
+        self.report().rejected += 1;
         self.tell(&Event::Rejected { peer_addr, error });
     }
 
@@ -533,7 +602,7 @@ impl Record {
             reason,
             panic,
         } = ended;
-        let report = &mut self.report;
+        let mut report = self.report();
         *match reason {
             CloseReason::Completed => &mut report.completed,
             CloseReason::Failed(_) => &mut report.failed,
@@ -543,6 +612,7 @@ impl Record {
         } += 1;
         report.bytes_in += bytes_in;
         report.bytes_out += bytes_out;
+        drop(report);
         self.tell(&Event::Closed {
             id,
             peer_addr: &peer_addr,

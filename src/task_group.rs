@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::panic::{self, AssertUnwindSafe};
+use std::panic::{self, AssertUnwindSafe, Location};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -17,6 +17,7 @@ use slab::Slab;
 use smol::Task;
 
 use crate::event_loop;
+use crate::task_table::Label;
 
 /// Tasks that end together: their results come as a [`Stream`] in the order of completion, and dropping the group
 /// cancels those that still run.
@@ -48,7 +49,7 @@ pub struct TaskGroup<T> {
 
 /// What the tasks leave behind for the group.
 struct Finished<T> {
-    /// The results that are not taken yet, with their tasks' places in the group, in the order of completion.
+    /// The results that are not taken yet, with their tasks' keys in the group, in the order of completion.
     results: RefCell<VecDeque<(usize, thread::Result<T>)>>,
     /// Who waits for the next task to finish.
     waiting: Cell<Option<Waker>>,
@@ -59,7 +60,7 @@ pin_project! {
     struct Member<F: Future> {
         #[pin]
         future: F,
-        place: usize,
+        key: usize,
         finished: Rc<Finished<F::Output>>,
     }
 }
@@ -74,14 +75,14 @@ impl<F: Future> Future for Member<F> {
             Ok(Poll::Ready(result)) => Ok(result),
             Err(payload) => Err(payload),
         };
-        this.finished.push(*this.place, result);
+        this.finished.push(*this.key, result);
         Poll::Ready(())
     }
 }
 
 impl<T> Finished<T> {
-    fn push(&self, place: usize, result: thread::Result<T>) {
-        self.results.borrow_mut().push_back((place, result));
+    fn push(&self, key: usize, result: thread::Result<T>) {
+        self.results.borrow_mut().push_back((key, result));
         if let Some(waker) = self.waiting.take() {
             waker.wake();
         }
@@ -121,27 +122,32 @@ impl<T: 'static> TaskGroup<T> {
     /// # Panics
     ///
     /// Outside a running event loop.
-    pub async fn spawn(&mut self, future: impl Future<Output = T> + 'static) {
-        poll_fn(|cx| {
-            if self.running() < self.limit {
-                return Poll::Ready(());
-            }
-            self.finished.waiting.set(Some(cx.waker().clone()));
-            Poll::Pending
-        })
-        .await;
-        self.spawn_now(future);
+    #[track_caller]
+    pub fn spawn(&mut self, future: impl Future<Output = T> + 'static) -> impl Future<Output = ()> {
+        let label = Label::new(Location::caller());
+        async move {
+            poll_fn(|cx| {
+                if self.running() < self.limit {
+                    return Poll::Ready(());
+                }
+                self.finished.waiting.set(Some(cx.waker().clone()));
+                Poll::Pending
+            })
+            .await;
+            self.spawn_now(label, future);
+        }
     }
 
     /// Starts a task in the group, whatever the limit.
-    pub(crate) fn spawn_now(&mut self, future: impl Future<Output = T> + 'static) {
+    pub(crate) fn spawn_now(&mut self, label: Label, future: impl Future<Output = T> + 'static) {
         let entry = self.tasks.vacant_entry();
-        let (place, finished) = (entry.key(), self.finished.clone());
-        entry.insert(event_loop::spawn(Member {
+        let (key, finished) = (entry.key(), self.finished.clone());
+        let member = Member {
             future,
-            place,
+            key,
             finished,
-        }));
+        };
+        entry.insert(event_loop::current("TaskGroup::spawn").spawn(label, member));
     }
 
     /// How many tasks still run.
@@ -157,14 +163,12 @@ impl<T: 'static> TaskGroup<T> {
             .results
             .borrow()
             .iter()
-            .map(|(place, _)| *place)
+            .map(|(key, _)| *key)
             .collect();
-        let running: Vec<usize> = self.tasks.iter().map(|(place, _)| place).collect();
-        let running = running
-            .into_iter()
-            .filter(|place| !finished.contains(place));
+        let running: Vec<usize> = self.tasks.iter().map(|(key, _)| key).collect();
+        let running = running.into_iter().filter(|key| !finished.contains(key));
         let mut cancelled: Vec<_> = running
-            .map(|place| Box::pin(self.tasks.remove(place).cancel()))
+            .map(|key| Box::pin(self.tasks.remove(key).cancel()))
             .collect();
         // The first poll is what cancels: all of them first, so that they end at the same time.
         for task in &mut cancelled {
@@ -188,8 +192,8 @@ impl<T: 'static> Stream for TaskGroup<T> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let next = self.finished.results.borrow_mut().pop_front();
         match next {
-            Some((place, result)) => {
-                drop(self.tasks.remove(place));
+            Some((key, result)) => {
+                drop(self.tasks.remove(key));
                 Poll::Ready(Some(
                     result.unwrap_or_else(|payload| panic::resume_unwind(payload)),
                 ))

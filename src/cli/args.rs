@@ -1,7 +1,7 @@
 //! The command line: options, and what they may be.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -52,6 +52,10 @@ pub(crate) struct Options {
     /// how long open connections may go on after SIGINT or SIGTERM (default 5); a second signal ends them at once
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
+
+    /// serve the task table and the counters there, for nc and Prometheus: PORT (127.0.0.1), IP:PORT or [IP6]:PORT
+    #[argh(option, arg_name = "addr", from_str_fn(monitor))]
+    pub(crate) monitor: Option<SocketAddr>,
 
     /// print no line for each connection
     #[argh(switch, short = 'q')]
@@ -113,6 +117,7 @@ impl Options {
             ("--idle-timeout", self.idle_timeout.is_some()),
             ("--stall-timeout", self.stall_timeout.is_some()),
             ("--drain", self.drain.is_some()),
+            ("--monitor", self.monitor.is_some()),
         ];
         match for_async.iter().find(|(_, given)| *given) {
             Some((option, _)) if self.model != Model::Async => Err(Early::Usage(format!(
@@ -217,12 +222,6 @@ impl FromStr for ListenAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<ListenAddr, String> {
-        // `u16::from_str` takes a sign, too.
-        let port = |text: &str| {
-            text.parse()
-                .ok()
-                .filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
-        };
         let addr = match text.strip_prefix("unix:") {
             Some("") => None,
             Some(path) => Some(ListenAddr::Unix(path.into())),
@@ -238,6 +237,18 @@ impl FromStr for ListenAddr {
                 .to_owned()
         })
     }
+}
+
+/// A port, as digits: `u16::from_str` would take a sign, too.
+fn port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
+fn monitor(text: &str) -> Result<SocketAddr, String> {
+    let loopback = port(text).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let addr = loopback.or_else(|| text.parse().ok());
+    addr.ok_or_else(|| "expected PORT, IP:PORT or [IP6]:PORT, with a port up to 65535".to_owned())
 }
 
 fn framing(text: &str) -> Result<Framing, String> {
@@ -388,6 +399,23 @@ mod tests {
                 "{option}"
             );
             assert!(parse(&[option.as_str()]).is_ok(), "{option}");
+        }
+    }
+
+    #[test]
+    fn the_monitor_is_on_loopback_unless_an_address_is_given_in_full() {
+        let monitor = |text| {
+            parse(&["--monitor", text])
+                .unwrap()
+                .monitor
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(monitor("25001"), "127.0.0.1:25001");
+        assert_eq!(monitor("0.0.0.0:25001"), "0.0.0.0:25001");
+        assert_eq!(monitor("[::1]:25001"), "[::1]:25001");
+        for text in [":25001", "unix:/x", "localhost:1", "65536"] {
+            assert!(usage_error(&["--monitor", text]).contains("PORT, IP:PORT or [IP6]:PORT"));
         }
     }
 

@@ -186,23 +186,35 @@ pub struct Report {
     pub peak_connections: usize,
 }
 
+impl Report {
+    /// All counters with their names, and how many connections are open.
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 11] {
+        let ended = self.completed + self.failed + self.panicked + self.timed_out + self.aborted;
+        [
+            ("accepted", self.accepted),
+            ("completed", self.completed),
+            ("failed", self.failed),
+            ("panicked", self.panicked),
+            ("timed out", self.timed_out),
+            ("rejected", self.rejected),
+            ("aborted", self.aborted),
+            ("bytes in", self.bytes_in),
+            ("bytes out", self.bytes_out),
+            ("open", self.accepted - ended),
+            ("peak connections", self.peak_connections as u64),
+        ]
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report {
-            accepted,
-            completed,
-            failed,
-            panicked,
-            timed_out,
-            rejected,
-            aborted,
-            ..
-        } = self;
-        write!(
-            f,
-            "accepted {accepted}, completed {completed}, failed {failed}, panicked {panicked}, timed out {timed_out}, \
-             rejected {rejected}, aborted {aborted}, bytes in {}, bytes out {}, peak connections {}",
-            self.bytes_in, self.bytes_out, self.peak_connections
-        )
+        let counters = self
+            .counters()
+            .into_iter()
+            .filter(|(name, _)| *name != "open");
+        let counters: Vec<String> = counters
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        f.write_str(&counters.join(", "))
     }
 }

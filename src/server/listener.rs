@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "testing")]
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -14,6 +16,8 @@ use smol::Async;
 
 use crate::connection::{Address, Stream};
 use crate::io_error;
+#[cfg(feature = "testing")]
+use crate::testing::Queue;
 
 /// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
 /// of 1,000 wait a second, until their SYN is sent again. The system's own limit (somaxconn) holds too.
@@ -204,6 +208,8 @@ struct Serving {
 enum AsyncSocket {
     Tcp(Async<TcpListener>),
     Unix(Async<UnixListener>),
+    #[cfg(feature = "testing")]
+    Memory(Rc<Queue>),
 }
 
 /// What [`Listeners::poll_accept`] brings.
@@ -246,8 +252,24 @@ impl Listeners {
         Ok(Listeners { listeners, next: 0 })
     }
 
+    /// Accepts from a queue in memory, too.
+    #[cfg(feature = "testing")]
+    pub(super) fn add_queue(&mut self, queue: Rc<Queue>) {
+        self.listeners.push(Serving {
+            socket: AsyncSocket::Memory(queue),
+            waiting: false,
+            _file: None,
+        });
+    }
+
     /// Closes the listeners: from now on the system refuses connections to them.
     pub(super) fn close(&mut self) {
+        #[cfg(feature = "testing")]
+        for serving in &self.listeners {
+            if let AsyncSocket::Memory(queue) = &serving.socket {
+                queue.close();
+            }
+        }
         self.listeners.clear();
     }
 
@@ -287,6 +309,8 @@ impl AsyncSocket {
         match self {
             AsyncSocket::Tcp(listener) => listener.poll_readable(cx),
             AsyncSocket::Unix(listener) => listener.poll_readable(cx),
+            #[cfg(feature = "testing")]
+            AsyncSocket::Memory(queue) => queue.poll_readable(cx),
         }
     }
 
@@ -302,6 +326,11 @@ impl AsyncSocket {
                 let stream = Async::new(stream).map(|stream| Stream::Unix(Arc::new(stream)));
                 Ok(Accepted::new(stream, Address::from(peer_addr)))
             }
+            #[cfg(feature = "testing")]
+            AsyncSocket::Memory(queue) => Ok(Accepted::Stream(
+                Stream::Pipe(queue.accept()?),
+                Address::Unknown,
+            )),
         }
     }
 }
