@@ -7,11 +7,13 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpStream};
+use std::num::NonZeroU32;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -25,13 +27,17 @@ use crate::time::{self, Sleep};
 
 /// How many bytes a connection reads in a row before the others have their turn. Streaming gets faster with more, the
 /// tail of the others' latency longer.
-const READ_BURST: usize = 64 * 1024;
+const READ_BURST: u32 = 64 * 1024;
 
 /// The same for writes. More than a reader's, so that a handler which answers what it reads yields when it reads.
-const WRITE_BURST: usize = 2 * READ_BURST;
+const WRITE_BURST: u32 = 2 * READ_BURST;
 
 /// What a read or write counts for at least: about the cost of its system call, in bytes copied.
-const CALL_COST: usize = 2 * 1024;
+const CALL_COST: u32 = 2 * 1024;
+
+/// During a drain, a connection is idle when nothing went in or out for this long. Longer than a lost packet takes to
+/// be sent again on a local network, so that a transfer is not taken for idle.
+const QUIET: Duration = Duration::from_millis(250);
 
 /// A connection to a peer: TCP, or a Unix socket.
 ///
@@ -50,17 +56,19 @@ pub struct Connection {
 pub(crate) struct Link {
     stream: Stream,
     id: u64,
-    peer_addr: Address,
-    opened: Instant,
+    peer_addr: PeerAddr,
+    /// When it was opened, and when bytes last went in or out, in nanoseconds on the clock of its terms.
+    opened: u64,
+    last_activity: Cell<u64>,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
-    /// When bytes last went in or out.
-    last_activity: Cell<Instant>,
     /// How the last read and the last write left things, and what the next one has to do first.
     reading: Direction,
     writing: Direction,
     state: Cell<State>,
-    timers: RefCell<Option<Box<ConnectionTimers>>>,
+    timers: Cell<Option<Box<ConnectionTimers>>>,
+    /// Where it stands among those whose input ends when the server drains.
+    draining_key: Cell<Option<NonZeroU32>>,
     terms: Rc<Terms>,
 }
 
@@ -68,8 +76,8 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct Direction {
     next: Cell<Next>,
-    /// Bytes since the others had their turn.
-    burst: Cell<usize>,
+    /// Bytes since the others had their turn. Stops counting at 4 GiB, long after its bounds.
+    burst: Cell<u32>,
 }
 
 /// What a read or write does before its system call.
@@ -107,20 +115,21 @@ struct ConnectionTimers {
 impl Connection {
     pub(crate) fn new(stream: Stream, peer_addr: Address, terms: Rc<Terms>) -> Connection {
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
-        let now = time::recent();
+        let now = terms.nanos_now();
         terms.open.set(terms.open.get() + 1);
         let link = Link {
             stream,
             id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1,
-            peer_addr,
+            peer_addr: PeerAddr::from(peer_addr),
             opened: now,
+            last_activity: Cell::new(now),
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
-            last_activity: Cell::new(now),
             reading: Direction::default(),
             writing: Direction::default(),
             state: Cell::new(State::Open),
-            timers: RefCell::new(None),
+            timers: Cell::new(None),
+            draining_key: Cell::new(None),
             terms,
         };
         Connection {
@@ -134,8 +143,8 @@ impl Connection {
     }
 
     /// Whom this connection goes to, as it was when the connection was made.
-    pub fn peer_addr(&self) -> &Address {
-        &self.link.peer_addr
+    pub fn peer_addr(&self) -> Address {
+        self.link.peer_addr()
     }
 
     /// How many bytes were read so far.
@@ -159,9 +168,22 @@ impl Connection {
         }
     }
 
-    /// How long ago bytes last went in or out.
-    pub(crate) fn quiet_for(&self) -> Duration {
-        time::recent().saturating_duration_since(self.link.last_activity.get())
+    /// Lets reads return end of input when the server drains and nothing went in or out for a quarter of a second.
+    ///
+    /// For handlers whose peers may be silent between their requests, such as [`echo`](crate::echo): they come to
+    /// their usual end, and a transfer that is under way is not cut. Does nothing on a connection that no server made.
+    pub fn end_when_draining(&self) {
+        if self.link.draining_key.get().is_none() {
+            let key = self
+                .link
+                .terms
+                .draining
+                .borrow_mut()
+                .insert(Rc::downgrade(&self.link));
+            self.link
+                .draining_key
+                .set(u32::try_from(key + 1).ok().and_then(NonZeroU32::new));
+        }
     }
 
     pub(crate) fn link(&self) -> Rc<Link> {
@@ -173,6 +195,12 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.terms.open.set(self.terms.open.get() - 1);
         self.terms.ended.set(self.terms.ended.get() + 1);
+        if let Some(key) = self.draining_key.get() {
+            self.terms
+                .draining
+                .borrow_mut()
+                .remove(key.get() as usize - 1);
+        }
         // Whoever is woken runs after this, when the stream is closed.
         if let Some(waker) = self.terms.waiting_for_end.take() {
             waker.wake();
@@ -186,29 +214,59 @@ impl From<Rc<Link>> for Connection {
     }
 }
 
-impl From<async_net::TcpStream> for Connection {
+impl TryFrom<async_net::TcpStream> for Connection {
+    type Error = io::Error;
+
     /// Sets `TCP_NODELAY`, and takes urgent data in line, as a server does. There is no timeout.
-    fn from(stream: async_net::TcpStream) -> Connection {
+    ///
+    /// # Errors
+    ///
+    /// If the system does not let the options be set, or the stream has clones and no descriptor is left for one more.
+    fn try_from(stream: async_net::TcpStream) -> io::Result<Connection> {
         let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::Tcp);
-        // Both can fail on a broken socket only, whose next read tells.
-        stream.set_nodelay(true).ok();
-        rustix::net::sockopt::set_socket_oobinline(&stream, true).ok();
-        Connection::new(Stream::Tcp(stream.into()), peer_addr, Rc::default())
+        stream.set_nodelay(true)?;
+        rustix::net::sockopt::set_socket_oobinline(&stream, true)?;
+        let stream = owned(stream.into(), TcpStream::try_clone)?;
+        Ok(Connection::new(
+            Stream::Tcp(stream),
+            peer_addr,
+            Rc::default(),
+        ))
     }
 }
 
-impl From<async_net::unix::UnixStream> for Connection {
-    fn from(stream: async_net::unix::UnixStream) -> Connection {
+impl TryFrom<async_net::unix::UnixStream> for Connection {
+    type Error = io::Error;
+
+    /// There is no timeout.
+    ///
+    /// # Errors
+    ///
+    /// If the stream has clones and no descriptor is left for one more.
+    fn try_from(stream: async_net::unix::UnixStream) -> io::Result<Connection> {
         let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::from);
-        Connection::new(Stream::Unix(stream.into()), peer_addr, Rc::default())
+        let stream = owned(stream.into(), UnixStream::try_clone)?;
+        Ok(Connection::new(
+            Stream::Unix(stream),
+            peer_addr,
+            Rc::default(),
+        ))
     }
+}
+
+/// The stream that async-net shares, for us alone.
+fn owned<T: AsFd>(
+    stream: Arc<Async<T>>,
+    clone: impl FnOnce(&T) -> io::Result<T>,
+) -> io::Result<Async<T>> {
+    Arc::try_unwrap(stream).or_else(|shared| Async::new(clone(shared.get_ref())?))
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
             .field("id", &self.id())
-            .field("peer_addr", self.peer_addr())
+            .field("peer_addr", &self.peer_addr())
             .field("bytes_in", &self.bytes_in())
             .field("bytes_out", &self.bytes_out())
             .finish_non_exhaustive()
@@ -224,15 +282,18 @@ impl Link {
         self.id
     }
 
-    pub(crate) fn peer_addr(&self) -> &Address {
-        &self.peer_addr
+    pub(crate) fn peer_addr(&self) -> Address {
+        match &self.peer_addr {
+            PeerAddr::V4(addr) => Address::Tcp(SocketAddr::V4(*addr)),
+            PeerAddr::Other(addr) => Address::clone(addr),
+        }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
         Traffic {
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
-            duration: time::recent().saturating_duration_since(self.opened),
+            duration: self.terms.since(self.opened),
         }
     }
 
@@ -253,7 +314,7 @@ impl Link {
                 }
                 Ok(n) => {
                     self.bytes_in.set(self.bytes_in.get() + n as u64);
-                    self.last_activity.set(time::recent());
+                    self.last_activity.set(self.terms.nanos_now());
                     // A short read has emptied the socket. By the time the others have run, the peer's next message
                     // may be here, and need not be waited for.
                     let emptied = n < buffer.len();
@@ -285,10 +346,8 @@ impl Link {
             match self.stream.write(bytes) {
                 Ok(n) => {
                     self.bytes_out.set(self.bytes_out.get() + n as u64);
-                    self.last_activity.set(time::recent());
-                    if let Some(timers) = self.timers.borrow_mut().as_mut() {
-                        timers.stalled_since = None;
-                    }
+                    self.last_activity.set(self.terms.nanos_now());
+                    self.end_stall();
                     if self.writing.spend(n, WRITE_BURST) {
                         self.writing.yield_next();
                     }
@@ -342,14 +401,15 @@ impl Link {
         let Some(timeout) = self.terms.idle_timeout else {
             return Poll::Pending;
         };
-        let mut timers = self.timers.borrow_mut();
-        let idle = &mut timers.get_or_insert_default().idle;
-        loop {
-            ready!(poll_timer(idle, cx, || self.last_activity.get() + timeout));
-            if self.quiet_since(self.last_activity.get()) >= timeout {
-                return Poll::Ready(self.timed_out("the connection was idle for too long"));
+        self.with_timers(|timers| {
+            loop {
+                let deadline = || self.terms.instant(self.last_activity.get()) + timeout;
+                ready!(poll_timer(&mut timers.idle, cx, deadline));
+                if self.terms.since(self.last_activity.get()) >= timeout {
+                    return Poll::Ready(self.timed_out("the connection was idle for too long"));
+                }
             }
-        }
+        })
     }
 
     /// Ready with an error when a write has waited for the stall timeout and the peer read nothing.
@@ -357,19 +417,30 @@ impl Link {
         let Some(timeout) = self.terms.stall_timeout else {
             return Poll::Pending;
         };
-        let mut timers = self.timers.borrow_mut();
-        let timers = timers.get_or_insert_default();
-        let since = *timers.stalled_since.get_or_insert_with(time::recent);
-        loop {
-            ready!(poll_timer(&mut timers.stall, cx, || since + timeout));
-            if self.quiet_since(since) >= timeout {
-                return Poll::Ready(self.timed_out("the peer stopped reading"));
+        self.with_timers(|timers| {
+            let since = *timers.stalled_since.get_or_insert_with(time::recent);
+            loop {
+                ready!(poll_timer(&mut timers.stall, cx, || since + timeout));
+                if time::recent().saturating_duration_since(since) >= timeout {
+                    return Poll::Ready(self.timed_out("the peer stopped reading"));
+                }
             }
-        }
+        })
     }
 
-    fn quiet_since(&self, instant: Instant) -> Duration {
-        time::recent().saturating_duration_since(instant)
+    fn end_stall(&self) {
+        let mut timers = self.timers.take();
+        if let Some(timers) = &mut timers {
+            timers.stalled_since = None;
+        }
+        self.timers.set(timers);
+    }
+
+    fn with_timers<T>(&self, body: impl FnOnce(&mut ConnectionTimers) -> T) -> T {
+        let mut timers = self.timers.take().unwrap_or_default();
+        let result = body(&mut timers);
+        self.timers.set(Some(timers));
+        result
     }
 }
 
@@ -397,8 +468,9 @@ impl Direction {
     }
 
     /// Counts `n` bytes. Returns whether the burst is over.
-    fn spend(&self, n: usize, burst: usize) -> bool {
-        self.burst.set(self.burst.get() + n.max(CALL_COST));
+    fn spend(&self, n: usize, burst: u32) -> bool {
+        let cost = u32::try_from(n).unwrap_or(u32::MAX).max(CALL_COST);
+        self.burst.set(self.burst.get().saturating_add(cost));
         self.burst.get() >= burst
     }
 
@@ -475,13 +547,16 @@ pub(crate) struct Traffic {
 }
 
 /// What a server and its connections know of each other.
-#[derive(Default)]
 pub(crate) struct Terms {
     idle_timeout: Option<Duration>,
     stall_timeout: Option<Duration>,
+    /// Where the clock of its connections starts.
+    started: Instant,
     closing: Cell<bool>,
     /// Who waits for the server to begin its drain.
     waiting: RefCell<Slab<Waker>>,
+    /// The connections whose input ends when the server drains and they are quiet.
+    draining: RefCell<Slab<Weak<Link>>>,
     /// How many connections there are.
     open: Cell<usize>,
     /// How many there were before.
@@ -495,7 +570,47 @@ impl Terms {
         Terms {
             idle_timeout,
             stall_timeout,
-            ..Terms::default()
+            started: time::recent(),
+            closing: Cell::new(false),
+            waiting: RefCell::default(),
+            draining: RefCell::default(),
+            open: Cell::new(0),
+            ended: Cell::new(0),
+            waiting_for_end: Cell::new(None),
+        }
+    }
+
+    fn nanos_now(&self) -> u64 {
+        self.nanos(time::recent())
+    }
+
+    fn nanos(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.started).as_nanos() as u64
+    }
+
+    fn instant(&self, nanos: u64) -> Instant {
+        self.started + Duration::from_nanos(nanos)
+    }
+
+    /// How long ago `nanos` was.
+    fn since(&self, nanos: u64) -> Duration {
+        Duration::from_nanos(self.nanos_now().saturating_sub(nanos))
+    }
+
+    /// During a drain: ends the input of the connections that asked for it, as soon as each of them is quiet.
+    pub(crate) async fn end_quiet_connections(self: Rc<Terms>) {
+        loop {
+            let mut next = QUIET;
+            for (_, link) in self.draining.borrow().iter() {
+                let Some(link) = link.upgrade() else { continue };
+                let quiet = self.since(link.last_activity.get());
+                match QUIET.checked_sub(quiet) {
+                    Some(rest) if !rest.is_zero() => next = next.min(rest),
+                    // What fails is broken, and its next read tells.
+                    _ => drop(link.stream.shutdown_read()),
+                }
+            }
+            time::sleep(next).await;
         }
     }
 
@@ -519,6 +634,12 @@ impl Terms {
         for (_, waker) in waiting {
             waker.wake();
         }
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Terms {
+        Terms::new(None, None)
     }
 }
 
@@ -612,10 +733,25 @@ impl fmt::Display for Address {
     }
 }
 
+/// A peer's address in half the room: nearly all are IPv4 or few.
+enum PeerAddr {
+    V4(SocketAddrV4),
+    Other(Box<Address>),
+}
+
+impl From<Address> for PeerAddr {
+    fn from(addr: Address) -> PeerAddr {
+        match addr {
+            Address::Tcp(SocketAddr::V4(addr)) => PeerAddr::V4(addr),
+            addr => PeerAddr::Other(Box::new(addr)),
+        }
+    }
+}
+
 /// What carries the bytes.
 pub(crate) enum Stream {
-    Tcp(Arc<Async<TcpStream>>),
-    Unix(Arc<Async<UnixStream>>),
+    Tcp(Async<TcpStream>),
+    Unix(Async<UnixStream>),
     #[cfg(feature = "testing")]
     Pipe(crate::testing::Pipe),
 }
@@ -663,6 +799,16 @@ impl Stream {
             Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Write),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.shutdown_write(),
+        }
+    }
+
+    /// Lets reads return end of input after what has arrived already.
+    fn shutdown_read(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Read),
+            Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Read),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.shutdown_read(),
         }
     }
 }

@@ -6,14 +6,12 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, ready};
 
 use crate::connection::Connection;
-use crate::time::sleep;
 
 /// The most bytes that one read takes, and so the most that stand behind one prefix.
 pub const CHUNK: usize = 10_000;
@@ -21,21 +19,17 @@ pub const CHUNK: usize = 10_000;
 /// The most bytes of a reply that line framing makes from one read, if a prefix is not longer by itself.
 const LINES_REPLY: usize = 64 * 1024;
 
-/// During a drain, an echo connection is idle when nothing went in or out for this long. Then it ends; one that is in
-/// the middle of a transfer goes on. Longer than a lost packet takes to be sent again on a local network.
-const QUIET: Duration = Duration::from_millis(250);
-
 /// Answers every chunk of at most [`CHUNK`] bytes with `prefix` and the chunk, until the peer closes its half.
 ///
 /// Then it sends what is left and closes the other half. When the server drains, it ends as soon as the connection
-/// has been quiet for a quarter of a second. It holds at most one reply that the peer has not taken, and reads nothing
-/// meanwhile.
+/// has been quiet for a while ([`Connection::end_when_draining`]). It holds at most one reply that the peer has not
+/// taken, and reads nothing meanwhile.
 ///
 /// # Errors
 ///
 /// Those of the connection's reads and writes.
-pub async fn echo(connection: Connection, prefix: &[u8]) -> io::Result<()> {
-    echo_framed(connection, prefix, Framing::Chunk).await
+pub fn echo(connection: Connection, prefix: &[u8]) -> impl Future<Output = io::Result<()>> {
+    echo_framed(connection, prefix, Framing::Chunk)
 }
 
 /// As [`echo`], with a choice of where the prefix goes.
@@ -43,29 +37,23 @@ pub async fn echo(connection: Connection, prefix: &[u8]) -> io::Result<()> {
 /// # Errors
 ///
 /// Those of the connection's reads and writes.
-pub async fn echo_framed(
+pub fn echo_framed(
     connection: Connection,
     prefix: &[u8],
     framing: Framing,
-) -> io::Result<()> {
+) -> impl Future<Output = io::Result<()>> {
     let mut framer = Framer::new(prefix, framing);
-    let mut unsent = Vec::new();
-    let mut drained = pin!(drained(&connection));
-    loop {
-        let answer = poll_fn(|cx| {
-            let answered = poll_answer(&connection, &mut framer, &mut unsent, cx);
-            if answered.is_pending() && drained.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(0));
+    // Not an async function, which would keep its arguments beside what it makes of them.
+    async move {
+        connection.end_when_draining();
+        let mut unsent = Vec::new();
+        while poll_fn(|cx| poll_answer(&connection, &mut framer, &mut unsent, cx)).await? > 0 {
+            if !unsent.is_empty() {
+                (&connection).write_all(&unsent).await?;
+                unsent = Vec::new();
             }
-            answered
-        });
-        if answer.await? == 0 {
-            return (&connection).close().await;
         }
-        if !unsent.is_empty() {
-            (&connection).write_all(&unsent).await?;
-            unsent = Vec::new();
-        }
+        (&connection).close().await
     }
 }
 
@@ -90,14 +78,6 @@ fn poll_answer(
         }
         Poll::Ready(Ok(received))
     })
-}
-
-/// Resolves when the server drains and the connection has been quiet for a while.
-async fn drained(connection: &Connection) {
-    connection.closing().await;
-    while connection.quiet_for() < QUIET {
-        sleep(QUIET - connection.quiet_for()).await;
-    }
 }
 
 /// Where the prefix goes.

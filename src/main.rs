@@ -134,10 +134,11 @@ async fn serve(
     if let Some(timeout) = options.idle_timeout {
         server = server.idle_timeout(timeout);
     }
-    let (prefix, framing) = (options.prefix.0, options.framing);
-    let echo =
-        async move |connection| tinyloop::echo_framed(connection, prefix.as_bytes(), framing).await;
-    server.serve(echo).await
+    // For all connections and as long as the process.
+    let (prefix, framing): (&'static str, _) = (options.prefix.0.leak(), options.framing);
+    server
+        .serve(move |connection| tinyloop::echo_framed(connection, prefix.as_bytes(), framing))
+        .await
 }
 
 /// Resolves at the first signal. The second one ends the process at once.

@@ -290,8 +290,11 @@ impl Server {
             when_full: self.when_full,
             full: false,
             shortage: None,
-            shutdown: self.shutdown.map(|shutdown| spawn_named("shutdown", shutdown)),
+            shutdown: self
+                .shutdown
+                .map(|shutdown| spawn_named("shutdown", shutdown)),
             ended: false,
+            quiet_ends: None,
             burst: 0,
             record,
         })
@@ -404,20 +407,29 @@ impl<H: AsyncFn(Connection) -> io::Result<()> + 'static> Handler for H {}
 
 /// The connections' tasks, and how those that have ended did so.
 struct Connections<H> {
-    handler: Rc<H>,
+    shared: Rc<Shared<H>>,
     /// Where the server was started.
     place: &'static Location<'static>,
     tasks: TaskGroup<()>,
-    ended: Rc<RefCell<VecDeque<Ended>>>,
+}
+
+/// What the connections' tasks share with the server. One reference for all of it, since each of them holds one.
+struct Shared<H> {
+    handler: H,
+    /// The connections that have ended and are not recorded yet.
+    ended: RefCell<VecDeque<Ended>>,
 }
 
 impl<H: Handler> Connections<H> {
     fn new(handler: H, place: &'static Location<'static>) -> Connections<H> {
+        let shared = Shared {
+            handler,
+            ended: RefCell::default(),
+        };
         Connections {
-            handler: Rc::new(handler),
+            shared: Rc::new(shared),
             place,
             tasks: TaskGroup::new(),
-            ended: Rc::default(),
         }
     }
 
@@ -427,17 +439,16 @@ impl<H: Handler> Connections<H> {
 
     /// Starts a connection's task: the handler, and an orderly close after it.
     fn start(&mut self, connection: Connection) {
-        let handler = self.handler.clone();
         let mut ending = Ending {
+            shared: self.shared.clone(),
             link: connection.link(),
             outcome: Outcome::Aborted,
-            ended: self.ended.clone(),
         };
         self.tasks.spawn_now(self.label(&ending.link), async move {
-            let handled = AssertUnwindSafe(async { handler(connection).await });
+            let handled = AssertUnwindSafe(async { (ending.shared.handler)(connection).await });
             ending.outcome = match handled.catch_unwind().await {
                 Ok(result) => Outcome::Returned(result),
-                Err(payload) => Outcome::Panicked(payload),
+                Err(payload) => Outcome::Panicked(Box::new(payload)),
             };
             if ending.needs_linger() {
                 // Boxed, since few connections come here and all would hold the room for it.
@@ -467,7 +478,7 @@ impl<H: Handler> Connections<H> {
     /// The next connection that has ended. Ready with `None` when none is open.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ended>> {
         loop {
-            if let Some(ended) = self.ended.borrow_mut().pop_front() {
+            if let Some(ended) = self.shared.ended.borrow_mut().pop_front() {
                 return Poll::Ready(Some(ended));
             }
             if ready!(Pin::new(&mut self.tasks).poll_next(cx)).is_none() {
@@ -483,7 +494,7 @@ impl<H: Handler> Connections<H> {
     /// Cancels all that are open. Returns all that have ended, these too.
     async fn cancel(&mut self) -> VecDeque<Ended> {
         self.tasks.cancel().await;
-        self.ended.take()
+        self.shared.ended.take()
     }
 }
 
@@ -502,10 +513,10 @@ async fn linger(link: Rc<Link>) {
 
 /// Lives as long as a connection's task and tells, when it is dropped, how the connection ended: so a task that is
 /// cancelled is counted, too.
-struct Ending {
+struct Ending<H> {
+    shared: Rc<Shared<H>>,
     link: Rc<Link>,
     outcome: Outcome,
-    ended: Rc<RefCell<VecDeque<Ended>>>,
 }
 
 /// What became of a handler.
@@ -513,7 +524,8 @@ enum Outcome {
     /// It was cancelled.
     Aborted,
     Returned(io::Result<()>),
-    Panicked(Box<dyn Any + Send>),
+    /// Boxed twice, since every connection has room for its outcome.
+    Panicked(Box<Box<dyn Any + Send>>),
 }
 
 /// How a connection ended.
@@ -525,7 +537,7 @@ struct Ended {
     panic: Option<Box<dyn Any + Send>>,
 }
 
-impl Ending {
+impl<H> Ending<H> {
     /// Whether the handler has let go of a connection whose peer may still be sending.
     fn needs_linger(&self) -> bool {
         // A handler may also have passed the connection on: then it is its new owner's to close.
@@ -533,11 +545,11 @@ impl Ending {
     }
 }
 
-impl Drop for Ending {
+impl<H> Drop for Ending<H> {
     fn drop(&mut self) {
         let (reason, panic) = match mem::replace(&mut self.outcome, Outcome::Aborted) {
             Outcome::Aborted => (CloseReason::Aborted, None),
-            Outcome::Panicked(payload) => (CloseReason::Panicked, Some(payload)),
+            Outcome::Panicked(payload) => (CloseReason::Panicked, Some(*payload)),
             Outcome::Returned(_) if self.link.state() == State::TimedOut => {
                 (CloseReason::TimedOut, None)
             }
@@ -546,12 +558,12 @@ impl Drop for Ending {
         };
         let ended = Ended {
             id: self.link.id(),
-            peer_addr: self.link.peer_addr().clone(),
+            peer_addr: self.link.peer_addr(),
             traffic: self.link.traffic(),
             reason,
             panic,
         };
-        self.ended.borrow_mut().push_back(ended);
+        self.shared.ended.borrow_mut().push_back(ended);
     }
 }
 
@@ -580,7 +592,7 @@ impl Record {
         drop(report);
         self.tell(&Event::Connected {
             id: connection.id(),
-            peer_addr: connection.peer_addr(),
+            peer_addr: &connection.peer_addr(),
         });
     }
 
@@ -641,6 +653,8 @@ pub struct Incoming {
     /// Finishes when the server is to shut down. A task of its own, so that it is not polled at every accept.
     shutdown: Option<Task<()>>,
     ended: bool,
+    /// During a drain, ends connections that are quiet. Held for its drop.
+    quiet_ends: Option<Task<()>>,
     /// How many connections were accepted without a break.
     burst: u32,
     record: Record,
@@ -717,6 +731,8 @@ impl Incoming {
         self.ended = true;
         self.listeners.close();
         self.terms.close();
+        let quiet_ends = self.terms.clone().end_quiet_connections();
+        self.quiet_ends = Some(spawn_named("drain", quiet_ends));
     }
 }
 

@@ -244,6 +244,12 @@ impl Pipe {
         Poll::Pending
     }
 
+    pub(crate) fn shutdown_read(&self) -> io::Result<()> {
+        self.incoming.ended.set(true);
+        wake(&self.incoming.reader);
+        Ok(())
+    }
+
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
         self.outgoing.ended.set(true);
         wake(&self.outgoing.reader);

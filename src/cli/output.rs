@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::iter;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -12,6 +13,10 @@ use std::time::Duration;
 
 /// How many bytes may wait to be written.
 const QUEUE_BYTES: usize = 256 * 1024;
+
+/// How many bytes are written at once, in whole lines: what a pipe takes as a whole or not at all (`PIPE_BUF`), so that
+/// we know which lines are written when nobody reads on.
+const PIECE_BYTES: usize = 4096;
 
 /// A stream of lines, with a thread that writes them.
 #[derive(Clone)]
@@ -29,8 +34,8 @@ struct Shared {
 struct Queue {
     /// Whole lines.
     text: Vec<u8>,
-    /// Lines were taken out and are being written.
-    writing: bool,
+    /// How many lines are in `text`, or were taken out of it and are being written.
+    waiting_lines: u64,
     lost_lines: u64,
 }
 
@@ -46,7 +51,13 @@ impl Output {
         };
         thread::Builder::new()
             .name("output".to_owned())
-            .spawn(move || shared.write_to(stream))?;
+            .spawn(move || shared.write_to(stream))
+            .map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot start a thread for the output: {error}"),
+                )
+            })?;
         Ok(output)
     }
 
@@ -59,13 +70,14 @@ impl Output {
             return;
         }
         queue.text.extend_from_slice(line.as_bytes());
+        queue.waiting_lines += 1;
         drop(queue);
         self.shared.changed.notify_all();
     }
 
     /// Waits until everything is written, for `patience` at most.
     pub(crate) fn flush(&self, patience: Duration) {
-        let is_busy = |queue: &mut Queue| queue.writing || !queue.text.is_empty();
+        let is_busy = |queue: &mut Queue| queue.waiting_lines > 0;
         // If time is over, the lines are still queued, and there is nothing better to do.
         drop(
             self.shared
@@ -74,9 +86,10 @@ impl Output {
         );
     }
 
-    /// How many lines were not written, because there was no room or the stream failed.
+    /// How many lines are not written, because there was no room, the stream failed, or it is stalled.
     pub(crate) fn lost_lines(&self) -> u64 {
-        self.shared.lock().lost_lines
+        let queue = self.shared.lock();
+        queue.lost_lines + queue.waiting_lines
     }
 }
 
@@ -95,17 +108,35 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner);
             }
             let text = mem::take(&mut queue.text);
-            queue.writing = true;
             drop(queue);
-            let written = stream.write_all(&text).and_then(|()| stream.flush());
-            queue = self.lock();
-            queue.writing = false;
-            if written.is_err() {
-                queue.lost_lines += text.iter().filter(|&&byte| byte == b'\n').count() as u64;
+            for piece in pieces(&text) {
+                let written = stream.write_all(piece).and_then(|()| stream.flush());
+                let lines = piece.iter().filter(|&&byte| byte == b'\n').count() as u64;
+                let mut queue = self.lock();
+                queue.waiting_lines -= lines;
+                if written.is_err() {
+                    queue.lost_lines += lines;
+                }
             }
+            queue = self.lock();
             self.changed.notify_all();
         }
     }
+}
+
+/// Cuts text into whole lines of [`PIECE_BYTES`] at most, if a line is not longer by itself.
+fn pieces(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let is_end = |byte: &u8| *byte == b'\n';
+    iter::from_fn(move || {
+        let most = &text[..text.len().min(PIECE_BYTES)];
+        let end = most
+            .iter()
+            .rposition(is_end)
+            .or_else(|| text.iter().position(is_end))?;
+        let (piece, rest) = text.split_at(end + 1);
+        text = rest;
+        Some(piece)
+    })
 }
 
 #[cfg(test)]
@@ -131,20 +162,25 @@ mod tests {
     #[test]
     fn a_stalled_stream_costs_lines_and_no_time() {
         let (go, may_go) = mpsc::channel();
-        let (written, lines) = mpsc::channel();
-        let output = Output::start(Stalled(may_go, written)).unwrap();
+        let (write, written) = mpsc::channel();
+        let output = Output::start(Stalled(may_go, write)).unwrap();
         output.line("first");
-        for _ in 0..2 * QUEUE_BYTES / 8 {
+        let lines_in_queue = QUEUE_BYTES / 8;
+        for _ in 0..2 * lines_in_queue {
             output.line("1234567");
         }
-        let lost = output.lost_lines();
-        assert!(lost > 0, "the queue has bounds");
+        assert!(output.shared.lock().text.len() <= QUEUE_BYTES);
+        assert!(output.shared.lock().lost_lines > 0, "the queue has bounds");
         go.send(()).unwrap();
-        assert!(lines.recv().unwrap().starts_with(b"first\n"));
+        let written = written.recv().unwrap();
+        assert!(written.starts_with(b"first\n"));
+        assert!(written.len() <= PIECE_BYTES);
         drop(go);
         output.flush(Duration::from_secs(10));
-        assert!(
-            output.lost_lines() > lost,
+        let written = written.iter().filter(|&&byte| byte == b'\n').count();
+        assert_eq!(
+            output.lost_lines(),
+            (1 + 2 * lines_in_queue - written) as u64,
             "lines that cannot be written are counted, too"
         );
     }

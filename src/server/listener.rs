@@ -8,7 +8,6 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 #[cfg(feature = "testing")]
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -318,12 +317,12 @@ impl AsyncSocket {
         match self {
             AsyncSocket::Tcp(listener) => {
                 let (stream, peer_addr) = listener.get_ref().accept()?;
-                let stream = Async::new(stream).map(|stream| Stream::Tcp(Arc::new(stream)));
+                let stream = Async::new(stream).map(Stream::Tcp);
                 Ok(Accepted::new(stream, Address::Tcp(peer_addr)))
             }
             AsyncSocket::Unix(listener) => {
                 let (stream, peer_addr) = listener.get_ref().accept()?;
-                let stream = Async::new(stream).map(|stream| Stream::Unix(Arc::new(stream)));
+                let stream = Async::new(stream).map(Stream::Unix);
                 Ok(Accepted::new(stream, Address::from(peer_addr)))
             }
             #[cfg(feature = "testing")]
