@@ -403,7 +403,8 @@ impl Link {
         };
         self.with_timers(|timers| {
             loop {
-                let deadline = || self.terms.instant(self.last_activity.get()) + timeout;
+                let last_activity = self.terms.instant(self.last_activity.get());
+                let deadline = || time::later(last_activity, timeout);
                 ready!(poll_timer(&mut timers.idle, cx, deadline));
                 if self.terms.since(self.last_activity.get()) >= timeout {
                     return Poll::Ready(self.timed_out("the connection was idle for too long"));
@@ -420,7 +421,9 @@ impl Link {
         self.with_timers(|timers| {
             let since = *timers.stalled_since.get_or_insert_with(time::recent);
             loop {
-                ready!(poll_timer(&mut timers.stall, cx, || since + timeout));
+                ready!(poll_timer(&mut timers.stall, cx, || time::later(
+                    since, timeout
+                )));
                 if time::recent().saturating_duration_since(since) >= timeout {
                     return Poll::Ready(self.timed_out("the peer stopped reading"));
                 }

@@ -290,14 +290,14 @@ fn ps(tasks: &[TaskInfo]) -> String {
 const COLUMNS: [(&str, usize); 11] = [
     ("ID", 8),
     ("STATE", 7),
-    ("AGE", 8),
+    ("AGE", 12),
     ("POLLS", 9),
-    ("BUSY", 8),
-    ("LONGEST", 8),
+    ("BUSY", 12),
+    ("LONGEST", 12),
     ("NAME", 16),
     ("PEER", 24),
-    ("IN", 8),
-    ("OUT", 8),
+    ("IN", 16),
+    ("OUT", 16),
     ("SPAWNED AT", 32),
 ];
 
@@ -306,10 +306,10 @@ fn row(task: &TaskInfo) -> [String; COLUMNS.len()] {
     [
         task.id.to_string(),
         task.state.to_string(),
-        in_short(task.age),
+        format!("{:.1?}", task.age),
         task.polls.to_string(),
-        in_short(task.busy),
-        in_short(task.longest_poll),
+        format!("{:.1?}", task.busy),
+        format!("{:.1?}", task.longest_poll),
         task.name
             .as_deref()
             .unwrap_or("-")
@@ -318,43 +318,14 @@ fn row(task: &TaskInfo) -> [String; COLUMNS.len()] {
         connection.map_or_else(|| "-".to_owned(), |connection| connection.peer_addr.clone()),
         connection.map_or_else(
             || "-".to_owned(),
-            |connection| bytes_in_short(connection.bytes_in),
+            |connection| connection.bytes_in.to_string(),
         ),
         connection.map_or_else(
             || "-".to_owned(),
-            |connection| bytes_in_short(connection.bytes_out),
+            |connection| connection.bytes_out.to_string(),
         ),
         format!("{}:{}", task.place.file(), task.place.line()),
     ]
-}
-
-/// A duration with three digits or so, in at most eight columns.
-fn in_short(duration: Duration) -> String {
-    match duration.as_secs_f64() {
-        seconds if seconds < 0.001 => format!("{} us", duration.as_micros()),
-        seconds if seconds < 1.0 => format!("{:.1} ms", seconds * 1e3),
-        seconds if seconds < 1000.0 => format!("{seconds:.1} s"),
-        seconds if seconds < 360_000.0 => format!("{:.1} h", seconds / 3600.0),
-        seconds => format!("{:.0} d", seconds / 86_400.0),
-    }
-}
-
-/// A number of bytes with three digits or so.
-fn bytes_in_short(bytes: u64) -> String {
-    let units = ["kB", "MB", "GB", "TB"];
-    let mut scaled = bytes as f64;
-    let mut unit = "B";
-    for larger in units {
-        if scaled < 1000.0 {
-            break;
-        }
-        (scaled, unit) = (scaled / 1000.0, larger);
-    }
-    if unit == "B" {
-        format!("{bytes} B")
-    } else {
-        format!("{scaled:.1} {unit}")
-    }
 }
 
 fn stats(servers: &[(String, Report)]) -> String {
@@ -390,9 +361,9 @@ fn metrics(tasks: &[TaskInfo], servers: &[(String, Report)]) -> String {
         "# HELP tinyloop_longest_poll_seconds The longest poll of a task that is there.\n\
          # TYPE tinyloop_longest_poll_seconds gauge\n",
     );
+    let (seconds, nanos) = (longest.as_secs(), longest.subsec_nanos());
     text.push_str(&format!(
-        "tinyloop_longest_poll_seconds {}\n",
-        longest.as_secs_f64()
+        "tinyloop_longest_poll_seconds {seconds}.{nanos:09}\n"
     ));
     for (index, (name, _)) in Report::default().counters().iter().enumerate() {
         let metric = format!("tinyloop_{}", name.replace(' ', "_"));
@@ -445,16 +416,5 @@ mod tests {
                 line.escape_ascii().to_string()
             );
         }
-    }
-
-    #[test]
-    fn figures_are_short() {
-        assert_eq!(in_short(Duration::from_micros(999)), "999 us");
-        assert_eq!(in_short(Duration::from_millis(12)), "12.0 ms");
-        assert_eq!(in_short(Duration::from_secs(59)), "59.0 s");
-        assert_eq!(in_short(Duration::from_secs(7200)), "2.0 h");
-        assert_eq!(in_short(Duration::from_secs(86_400 * 1000)), "1000 d");
-        assert_eq!(bytes_in_short(999), "999 B");
-        assert_eq!(bytes_in_short(1_500_000), "1.5 MB");
     }
 }

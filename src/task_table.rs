@@ -125,10 +125,10 @@ impl fmt::Display for SlowPoll {
             id, name, place, ..
         } = &self.task;
         let name = name.as_deref().unwrap_or("unnamed");
-        let seconds = self.duration.as_secs_f64();
+        let duration = self.duration;
         write!(
             f,
-            "task {id} ({name}, spawned at {place}) blocked the event loop for {seconds:.3} s"
+            "task {id} ({name}, spawned at {place}) blocked the event loop for {duration:.1?}"
         )
     }
 }

@@ -26,11 +26,7 @@ use futures_lite::{FutureExt, Stream, ready};
 /// Outside a running event loop.
 pub fn sleep(duration: Duration) -> Sleep {
     let timers = Timers::current("sleep");
-    // A deadline that overflows is as good as never: some 30 years from now.
-    let deadline = timers
-        .now()
-        .checked_add(duration)
-        .unwrap_or_else(|| timers.now() + FAR_AWAY);
+    let deadline = later(timers.now(), duration);
     Sleep::new(timers, deadline)
 }
 
@@ -230,6 +226,13 @@ impl Stream for Interval {
 
 /// What stands for "never" where an `Instant` would overflow: 30 years.
 const FAR_AWAY: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// `instant + duration`, which does not overflow.
+pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
+    instant
+        .checked_add(duration)
+        .unwrap_or_else(|| instant + FAR_AWAY)
+}
 
 /// One loop's timers and its clock.
 pub(crate) struct Timers {

@@ -130,7 +130,7 @@ impl fmt::Display for Event<'_> {
                 )
             }
             Event::AcceptResumed { paused } => {
-                write!(f, "accepting again after {:.1} s", paused.as_secs_f64())
+                write!(f, "accepting again after {paused:.1?}")
             }
             Event::Draining {
                 connections,
@@ -138,8 +138,7 @@ impl fmt::Display for Event<'_> {
             } => {
                 write!(
                     f,
-                    "draining: {connections} connections have {:.1} s to end",
-                    timeout.as_secs_f64()
+                    "draining: {connections} connections have {timeout:.1?} to end"
                 )
             }
         }
