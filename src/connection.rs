@@ -335,13 +335,19 @@ impl Link {
 
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.writing.poll_turn(cx));
+        let mut last_try = false;
         loop {
             if self.writing.next.get() == Next::Wait {
                 match self.stream.poll_writable(cx) {
-                    Poll::Ready(Ok(())) => self.writing.next.set(Next::Try),
+                    Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
-                    Poll::Pending => return self.poll_stall(cx).map(Err),
+                    Poll::Pending => {
+                        ready!(self.poll_stall(cx));
+                        // Linux tells of room when a third of the buffer is free. A slow reader may have made less.
+                        last_try = true;
+                    }
                 }
+                self.writing.next.set(Next::Try);
             }
             match self.stream.write(bytes) {
                 Ok(n) => {
@@ -354,6 +360,9 @@ impl Link {
                     return Poll::Ready(Ok(n));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if last_try {
+                        return Poll::Ready(Err(self.timed_out("the peer stopped reading")));
+                    }
                     self.writing.next.set(Next::Wait)
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -413,8 +422,8 @@ impl Link {
         })
     }
 
-    /// Ready with an error when a write has waited for the stall timeout and the peer read nothing.
-    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    /// Ready when a write has waited for the stall timeout.
+    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(timeout) = self.terms.stall_timeout else {
             return Poll::Pending;
         };
@@ -425,7 +434,7 @@ impl Link {
                     since, timeout
                 )));
                 if time::recent().saturating_duration_since(since) >= timeout {
-                    return Poll::Ready(self.timed_out("the peer stopped reading"));
+                    return Poll::Ready(());
                 }
             }
         })

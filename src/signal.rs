@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_lite::{Stream, StreamExt};
+use rustix::io::Errno;
 
 use crate::io_error;
 
@@ -33,11 +34,25 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()>> {
 ///
 /// # Errors
 ///
-/// If the system has no descriptor left for it, or does not let one of the signals be handled, such as SIGKILL.
+/// If the system has no descriptor left for it, or one of the signals cannot be handled as a future: SIGKILL and
+/// SIGSTOP, and SIGILL, SIGFPE and SIGSEGV, which leave no way to go on.
 pub fn signals(signals: impl IntoIterator<Item = Signal>) -> io::Result<Signals> {
-    let inner = async_signal::Signals::new(signals)
-        .map_err(|error| io_error::explain("cannot handle signals", &error))?;
+    let signals: Vec<Signal> = signals.into_iter().collect();
+    let inner = if signals.iter().any(is_forbidden) {
+        Err(Errno::INVAL.into())
+    } else {
+        async_signal::Signals::new(signals)
+    };
+    let inner = inner.map_err(|error| io_error::explain("cannot handle signals", &error))?;
     Ok(Signals { inner })
+}
+
+/// The signals for which signal-hook, which is below async-signal, panics.
+fn is_forbidden(signal: &Signal) -> bool {
+    matches!(
+        signal,
+        Signal::Kill | Signal::Stop | Signal::Ill | Signal::Fpe | Signal::Segv
+    )
 }
 
 /// The stream of [`signals`].

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -316,9 +316,15 @@ impl AsyncSocket {
     fn accept(&self) -> io::Result<Accepted> {
         match self {
             AsyncSocket::Tcp(listener) => {
-                let (stream, peer_addr) = listener.get_ref().accept()?;
-                let stream = Async::new(stream).map(Stream::Tcp);
-                Ok(Accepted::new(stream, Address::Tcp(peer_addr)))
+                // Nonblocking from the start, which saves a system call over std's accept.
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                let (socket, peer_addr) = net::acceptfrom_with(listener.get_ref(), flags)?;
+                let stream = Async::new_nonblocking(TcpStream::from(socket)).map(Stream::Tcp);
+                let peer_addr = peer_addr.and_then(|addr| SocketAddr::try_from(addr).ok());
+                Ok(Accepted::new(
+                    stream,
+                    peer_addr.map_or(Address::Unknown, Address::Tcp),
+                ))
             }
             AsyncSocket::Unix(listener) => {
                 let (stream, peer_addr) = listener.get_ref().accept()?;
