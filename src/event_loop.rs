@@ -94,7 +94,8 @@ pub(crate) fn current(caller: &str) -> Rc<Inner> {
 ///
 /// [`run`] is the short way to one. An `EventLoop` of one's own can run again, with the tasks that are left from the
 /// run before. Dropping it cancels its tasks and drops their futures; their destructors run outside the loop, where
-/// [`spawn`] panics.
+/// [`spawn`] panics. A task that another thread wakes at this very moment may be missed by async-executor, and its
+/// future then leaks: end such threads before the loop.
 pub struct EventLoop {
     /// Shared with the thread's slot while the loop runs. Tasks reach it through the slot only, never by a reference
     /// of their own, so that dropping the loop always drops its tasks.

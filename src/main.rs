@@ -90,7 +90,7 @@ fn run(options: Options) -> io::Result<()> {
     output.flush(PATIENCE);
     if output.lost_lines() > 0 {
         errors.line(format_args!(
-            "{} lines of output were lost",
+            "lines of output lost: {}",
             output.lost_lines()
         ));
     }

@@ -461,10 +461,12 @@ impl<F: Future> Future for Watched<F> {
     }
 }
 
+type Watcher = Box<dyn FnMut(&SlowPoll)>;
+
 /// Whom to tell of slow polls.
 #[derive(Default)]
 pub(crate) struct SlowPolls {
-    watcher: RefCell<Option<(Duration, Box<dyn FnMut(&SlowPoll)>)>>,
+    watcher: RefCell<Option<(Duration, Watcher)>>,
 }
 
 impl SlowPolls {

@@ -119,7 +119,7 @@ impl fmt::Display for Event<'_> {
                 };
                 write!(
                     f,
-                    "{max_connections} connections are open, the limit: more {next}"
+                    "connection limit reached ({max_connections}): more {next}"
                 )
             }
             Event::AcceptPaused { error } => {
@@ -138,7 +138,7 @@ impl fmt::Display for Event<'_> {
             } => {
                 write!(
                     f,
-                    "draining: {connections} connections have {timeout:.1?} to end"
+                    "draining for at most {timeout:.1?}, open connections: {connections}"
                 )
             }
         }

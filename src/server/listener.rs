@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,7 @@ impl Listener {
                 // So that all of IPv4 and all of IPv6 can be listened on side by side, whatever the system's default.
                 sockopt::set_ipv6_v6only(&socket, true)?;
             }
+            set_options(&socket, None)?;
             net::bind(&socket, &addr)?;
             net::listen(&socket, BACKLOG)?;
             io::Result::Ok(TcpListener::from(socket))
@@ -200,8 +202,15 @@ struct Serving {
     socket: AsyncSocket,
     /// The last accept found nothing, so that an event comes before the next.
     waiting: bool,
+    /// Until the kernel's queue was empty once.
+    old_queue: Option<OldQueue>,
     /// Held for its drop.
     _file: Option<SocketFile>,
+}
+
+/// The connections that were complete before the listener had its options: they have inherited none.
+struct OldQueue {
+    buffer_size: Option<usize>,
 }
 
 enum AsyncSocket {
@@ -219,8 +228,7 @@ pub(super) enum Accepted {
 }
 
 impl Listeners {
-    /// Puts the listeners into the reactor, and gives them the options that their connections inherit: `TCP_NODELAY`,
-    /// urgent data in line (else it would wake us for ever without being read), and the socket buffers' size.
+    /// Puts the listeners into the reactor, and gives them the options that their connections inherit.
     pub(super) fn new(
         listeners: Vec<Listener>,
         buffer_size: Option<usize>,
@@ -228,12 +236,7 @@ impl Listeners {
         let serve = |listener: Listener| {
             let socket = match listener.socket {
                 Socket::Tcp(listener) => {
-                    sockopt::set_tcp_nodelay(&listener, true)?;
-                    sockopt::set_socket_oobinline(&listener, true)?;
-                    if let Some(size) = buffer_size {
-                        sockopt::set_socket_recv_buffer_size(&listener, size)?;
-                        sockopt::set_socket_send_buffer_size(&listener, size)?;
-                    }
+                    set_options(&listener, buffer_size)?;
                     AsyncSocket::Tcp(Async::new(listener)?)
                 }
                 Socket::Unix(listener) => AsyncSocket::Unix(Async::new(listener)?),
@@ -241,6 +244,7 @@ impl Listeners {
             Ok(Serving {
                 socket,
                 waiting: false,
+                old_queue: Some(OldQueue { buffer_size }),
                 _file: listener.file,
             })
         };
@@ -257,6 +261,7 @@ impl Listeners {
         self.listeners.push(Serving {
             socket: AsyncSocket::Memory(queue),
             waiting: false,
+            old_queue: None,
             _file: None,
         });
     }
@@ -285,6 +290,18 @@ impl Listeners {
     }
 }
 
+/// Sets what a connection needs: `TCP_NODELAY`, urgent data in line (else it would wake us for ever without being
+/// read), and the size of its buffers.
+fn set_options(socket: impl AsFd, buffer_size: Option<usize>) -> io::Result<()> {
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_oobinline(&socket, true)?;
+    if let Some(size) = buffer_size {
+        sockopt::set_socket_recv_buffer_size(&socket, size)?;
+        sockopt::set_socket_send_buffer_size(&socket, size)?;
+    }
+    Ok(())
+}
+
 impl Serving {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         loop {
@@ -295,8 +312,11 @@ impl Serving {
                 }
                 self.waiting = false;
             }
-            match self.socket.accept() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.waiting = true,
+            match self.socket.accept(self.old_queue.as_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.waiting = true;
+                    self.old_queue = None;
+                }
                 accepted => return Poll::Ready(accepted),
             }
         }
@@ -313,12 +333,16 @@ impl AsyncSocket {
         }
     }
 
-    fn accept(&self) -> io::Result<Accepted> {
+    fn accept(&self, old_queue: Option<&OldQueue>) -> io::Result<Accepted> {
         match self {
             AsyncSocket::Tcp(listener) => {
                 // Nonblocking from the start, which saves a system call over std's accept.
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
                 let (socket, peer_addr) = net::acceptfrom_with(listener.get_ref(), flags)?;
+                if let Some(old_queue) = old_queue {
+                    // Can fail on a broken socket only, whose next read tells.
+                    set_options(&socket, old_queue.buffer_size).ok();
+                }
                 let stream = Async::new_nonblocking(TcpStream::from(socket)).map(Stream::Tcp);
                 let peer_addr = peer_addr.and_then(|addr| SocketAddr::try_from(addr).ok());
                 Ok(Accepted::new(
