@@ -19,6 +19,10 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
+# Measure tinyloop beside its peers: just bench, or just bench quick for a minute's worth.
+bench *arguments:
+    cargo run --release --locked --manifest-path benches/Cargo.toml -- {{arguments}}
+
 # Run everything that decides whether a change lands.
 ci:
     bash .ci/run

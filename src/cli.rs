@@ -4,3 +4,15 @@ pub(crate) mod args;
 pub(crate) mod listen;
 pub(crate) mod models;
 pub(crate) mod output;
+
+use std::io;
+use std::thread;
+
+/// Starts a thread that runs on its own.
+fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(body);
+    let explain = |error: io::Error| format!("cannot start a thread ({name}): {error}");
+    started
+        .map(drop)
+        .map_err(|error| io::Error::new(error.kind(), explain(error)))
+}

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpStream};
 use std::num::NonZeroU32;
 use std::os::fd::AsFd;
@@ -20,6 +20,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncRead, AsyncWrite, ready};
+use rustix::net::{RecvFlags, SendFlags};
 use slab::Slab;
 use smol::Async;
 
@@ -325,7 +326,12 @@ impl Link {
                     return Poll::Ready(Ok(n));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.reading.next.set(Next::Wait)
+                    // The first time after a burst, the others have their turn before we wait: see above.
+                    if self.reading.burst.get() > 0 {
+                        self.reading.yield_next();
+                        ready!(self.reading.poll_turn(cx));
+                    }
+                    self.reading.next.set(Next::Wait);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Poll::Ready(Err(self.broken(error))),
@@ -760,6 +766,16 @@ impl From<Address> for PeerAddr {
     }
 }
 
+fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::empty())?;
+    Ok(received)
+}
+
+fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    // Without a SIGPIPE, also for programs that have not turned it off.
+    Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?)
+}
+
 /// What carries the bytes.
 pub(crate) enum Stream {
     Tcp(Async<TcpStream>),
@@ -771,8 +787,8 @@ pub(crate) enum Stream {
 impl Stream {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.get_ref().read(buffer),
-            Stream::Unix(stream) => stream.get_ref().read(buffer),
+            Stream::Tcp(stream) => receive(stream, buffer),
+            Stream::Unix(stream) => receive(stream, buffer),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.read(buffer),
         }
@@ -780,8 +796,8 @@ impl Stream {
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.get_ref().write(bytes),
-            Stream::Unix(stream) => stream.get_ref().write(bytes),
+            Stream::Tcp(stream) => send(stream, bytes),
+            Stream::Unix(stream) => send(stream, bytes),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.write(bytes),
         }

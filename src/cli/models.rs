@@ -12,6 +12,7 @@ use std::time::Duration;
 use tinyloop::{CHUNK, Framer, Framing};
 
 use super::output::Output;
+use super::start_thread;
 
 /// How long to wait before the next try when no connection can be accepted, for example for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -52,14 +53,13 @@ fn accept_in_threads(
 ) -> io::Result<()> {
     for listener in listeners {
         let serve = serve.clone();
-        thread::Builder::new().spawn(move || {
-            loop {
-                match listener.accept() {
-                    Ok((stream, peer_addr)) => serve(stream, peer_addr),
-                    Err(_) => thread::sleep(ACCEPT_PAUSE),
-                }
+        let accept = move || loop {
+            match listener.accept() {
+                Ok((stream, peer_addr)) => serve(stream, peer_addr),
+                Err(_) => thread::sleep(ACCEPT_PAUSE),
             }
-        })?;
+        };
+        start_thread("accept", accept)?;
     }
     Ok(())
 }

@@ -8,8 +8,9 @@ use std::io::{self, Write};
 use std::iter;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
+
+use super::start_thread;
 
 /// How many bytes may wait to be written.
 const QUEUE_BYTES: usize = 256 * 1024;
@@ -49,15 +50,7 @@ impl Output {
         let output = Output {
             shared: shared.clone(),
         };
-        thread::Builder::new()
-            .name("output".to_owned())
-            .spawn(move || shared.write_to(stream))
-            .map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!("cannot start a thread for the output: {error}"),
-                )
-            })?;
+        start_thread("output", move || shared.write_to(stream))?;
         Ok(output)
     }
 

@@ -1,6 +1,54 @@
 //! The program, as a user runs it.
 
-use crate::support::{Program, ask};
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStringExt;
+use std::process::{self, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::set_socket_linger;
+use rustix::process::{Signal, geteuid};
+
+use crate::support::{DEADLINE, Program, ask, connect, exchange, hang_up, within_deadline};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
+
+/// Runs the program to its end. Returns its exit code and what it printed.
+fn outcome(command: &mut Command) -> (Option<i32>, Vec<String>, Vec<String>) {
+    let (status, stdout, stderr) = Program::spawn(command.stdout(Stdio::piped())).wait();
+    (status.code(), stdout, stderr)
+}
+
+/// Runs the program, which has to fail with `code` and a single line on stderr. Returns that line.
+fn only_line_of_failure(command: &mut Command, code: i32) -> String {
+    let (status, stdout, stderr) = outcome(command);
+    assert_eq!(status, Some(code), "{command:?}: {stderr:?}");
+    assert_eq!(stderr.len(), 1, "{command:?}: {stderr:?}");
+    assert_eq!(stdout, [""; 0], "{command:?}");
+    assert!(!stderr[0].contains("panicked at"), "{stderr:?}");
+    stderr[0].clone()
+}
+
+fn has_ipv6() -> bool {
+    TcpListener::bind("[::1]:0").is_ok()
+}
+
+/// An address of this process's own, for a program that cannot say where it listens.
+fn own_addr(port: u16) -> SocketAddr {
+    let [.., high, low] = process::id().to_be_bytes();
+    (Ipv4Addr::new(127, 77, high, low), port).into()
+}
+
+/// Waits until somebody listens, with a connection that is closed at once.
+fn wait_for_listener(addr: SocketAddr) {
+    let start = Instant::now();
+    while TcpStream::connect(addr).is_err() {
+        assert!(start.elapsed() < DEADLINE, "nobody listens on {addr}");
+        thread::yield_now();
+    }
+}
 
 #[test]
 fn two_clients_at_once_are_answered() {
@@ -9,4 +57,410 @@ fn two_clients_at_once_are_answered() {
     assert_eq!(ask(&second, "two"), "Got: two");
     assert_eq!(ask(&first, "one"), "Got: one");
     program.stop();
+}
+
+#[test]
+fn an_address_may_be_a_port_or_an_ip_and_a_port_and_be_given_again() {
+    // The addresses expected, each with whether it is IPv6, and whether they share a port.
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["-l", "0"], &["127.0.0.1", "[::1]"]),
+        (&["--listen", ":0"], &["0.0.0.0", "[::]"]),
+        (&["--listen=127.0.0.1:0"], &["127.0.0.1"]),
+        (&["-l=127.0.0.1:0"], &["127.0.0.1"]),
+        (&["-l", "[::1]:0"], &["[::1]"]),
+        (
+            &["-l", "127.0.0.1:0", "-l", "0"],
+            &["127.0.0.1", "127.0.0.1", "[::1]"],
+        ),
+    ];
+    for (args, hosts) in cases {
+        let hosts: Vec<_> = hosts
+            .iter()
+            .filter(|host| has_ipv6() || !host.starts_with('['))
+            .collect();
+        if hosts.is_empty() {
+            continue;
+        }
+        let program = Program::start(args);
+        let mut addrs = vec![program.addr()];
+        for _ in 1..hosts.len() {
+            let line = program.stdout_line();
+            addrs.push(line.strip_prefix("listening on ").unwrap().parse().unwrap());
+        }
+        for (addr, host) in addrs.iter().zip(hosts) {
+            assert_eq!(
+                addr.to_string(),
+                format!("{host}:{}", addr.port()),
+                "{args:?}"
+            );
+            assert_eq!(ask(&connect(*addr), "x"), "Got: x", "{args:?}");
+        }
+        if let [.., v4, v6] = addrs[..]
+            && v6.is_ipv6()
+        {
+            assert_eq!(v4.port(), v6.port(), "both families share the port");
+        }
+        let (stdout, _) = program.stop();
+        assert!(
+            !stdout.iter().any(|line| line.starts_with("listening")),
+            "{stdout:?}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs unshare and ip"]
+fn without_ipv6_the_port_alone_means_ipv4() {
+    for (disable_ipv6, lines) in [
+        (
+            "0",
+            &["listening on 127.0.0.1:25000", "listening on [::1]:25000"][..],
+        ),
+        ("1", &["listening on 127.0.0.1:25000"]),
+    ] {
+        let script = format!(
+            "ip link set lo up && echo {disable_ipv6} >/proc/sys/net/ipv6/conf/all/disable_ipv6 && exec {BINARY}"
+        );
+        let program = Program::spawn(
+            Command::new("unshare")
+                .args(["--map-root-user", "--net", "sh", "-c", &script])
+                .stdout(Stdio::piped()),
+        );
+        assert_eq!(program.stdout_line(), lines[0]);
+        let (stdout, stderr) = program.stop();
+        assert_eq!(stdout, lines[1..], "{stderr:?}");
+    }
+}
+
+#[test]
+fn the_prefix_may_be_chosen_and_may_be_empty() {
+    let longest = "p".repeat(1024);
+    let given = format!("--prefix={longest}");
+    let cases: [(&[&str], &str); 7] = [
+        (&[], "Got: "),
+        (&["-p", "> "], "> "),
+        (&["--prefix", "=\u{fc}="], "=\u{fc}="),
+        (&["--prefix=a=b"], "a=b"),
+        (&["--prefix="], ""),
+        (&["-p", ""], ""),
+        (&[&given], &longest),
+    ];
+    for (args, prefix) in cases {
+        let program = Program::start(&[&["-l", "127.0.0.1:0"], args].concat());
+        exchange(
+            &program.connect(),
+            b"hello\0\xff",
+            &[prefix.as_bytes(), b"hello\0\xff"].concat(),
+        );
+        program.stop();
+    }
+}
+
+#[test]
+fn each_connection_is_told_in_two_lines_and_quiet_tells_none() {
+    for quiet in [false, true] {
+        let args: &[&str] = if quiet { &["-q"] } else { &[] };
+        let program = Program::start(&[&["-l", "127.0.0.1:0"], args].concat());
+        for _ in 0..2 {
+            let client = program.connect();
+            let addr = client.local_addr().unwrap();
+            assert_eq!(ask(&client, "x"), "Got: x");
+            hang_up(client);
+            if !quiet {
+                assert_eq!(program.stdout_line(), format!("Connection from {addr}"));
+                assert_eq!(program.stdout_line(), format!("Connection closed {addr}"));
+            }
+        }
+        let (stdout, stderr) = program.stop();
+        assert_eq!(stdout, [""; 0], "nothing else");
+        let report = "accepted 2, completed 2, failed 0, panicked 0, timed out 0, rejected 0, aborted 0, \
+                      bytes in 2, bytes out 12, peak connections ";
+        assert_eq!(stderr.len(), 1, "{stderr:?}");
+        assert!(stderr[0].starts_with(report), "{stderr:?}");
+    }
+}
+
+#[test]
+fn what_a_client_sends_is_never_printed() {
+    let program = Program::start(&["-l", "127.0.0.1:0"]);
+    assert_eq!(
+        ask(&program.connect(), "\u{1b}]0;secret\u{7}"),
+        "Got: \u{1b}]0;secret\u{7}"
+    );
+    let (stdout, stderr) = program.stop();
+    assert!(!format!("{stdout:?}{stderr:?}").contains("secret"));
+}
+
+#[test]
+fn a_stdout_that_is_closed_or_full_does_not_stop_the_server() {
+    // On /dev/full all is lost: one line for the listener, and two for each connection.
+    let cases = [
+        (25000, "exec \"$0\" \"$@\" >&-", None),
+        (25001, "exec \"$0\" \"$@\" >/dev/full", Some(9)),
+    ];
+    for (port, script, lost_lines) in cases {
+        let addr = own_addr(port);
+        let program = Program::spawn(
+            Command::new("sh")
+                .args(["-c", script, BINARY, "-l", &addr.to_string()])
+                .stdout(Stdio::null()),
+        );
+        wait_for_listener(addr);
+        for _ in 0..3 {
+            let client = connect(addr);
+            assert_eq!(ask(&client, "x"), "Got: x", "{script}");
+            hang_up(client);
+        }
+        let (_, stderr) = program.stop();
+        assert_eq!(
+            stderr.len(),
+            1 + lost_lines.iter().len(),
+            "{script}: {stderr:?}"
+        );
+        if let Some(lost_lines) = lost_lines {
+            assert_eq!(stderr[1], format!("lines of output lost: {lost_lines}"));
+        }
+    }
+}
+
+/// The program, with a pipe as its stdout, of which one line was read.
+fn start_with_pipe() -> (Program, BufReader<PipeReader>) {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut program = Program::spawn(
+        Program::command()
+            .args(["-l", "127.0.0.1:0"])
+            .stdout(writer),
+    );
+    let mut reader = BufReader::new(reader);
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    program.listens_on(line.trim_end());
+    (program, reader)
+}
+
+#[test]
+fn a_reader_of_stdout_that_leaves_does_not_stop_the_server() {
+    within_deadline(|| {
+        let (program, reader) = start_with_pipe();
+        drop(reader);
+        for _ in 0..10 {
+            assert_eq!(ask(&program.connect(), "x"), "Got: x");
+        }
+        let (_, stderr) = program.stop();
+        let last = stderr.last().unwrap();
+        assert!(last.starts_with("lines of output lost: "), "{last}");
+    });
+}
+
+#[test]
+fn a_reader_of_stdout_that_stops_reading_does_not_stop_the_server() {
+    // 64 KiB fit into the pipe and half a megabyte into the program; a connection's lines have more than 60 bytes.
+    const CONNECTIONS: usize = 10_000;
+    within_deadline(|| {
+        let (program, reader) = start_with_pipe();
+        for n in 1..=CONNECTIONS {
+            let client = program.connect();
+            // Now and then, so that the backlog never overflows.
+            if n % 100 == 0 {
+                assert_eq!(ask(&client, "x"), "Got: x");
+            }
+            // With a reset, so that no port is left in TIME_WAIT.
+            set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+        }
+        let (_, stderr) = program.stop();
+        let printed = reader
+            .lines()
+            .map_while(Result::ok)
+            .filter(|line| line.starts_with("Connection "))
+            .count();
+        let lost = 2 * CONNECTIONS - printed;
+        assert!(lost > 0);
+        let last = stderr.last().unwrap();
+        assert_eq!(*last, format!("lines of output lost: {lost}"));
+    });
+}
+
+#[test]
+fn help_and_version_go_to_stdout_whether_or_not_somebody_reads_them() {
+    let version = format!("tinyloop {}", env!("CARGO_PKG_VERSION"));
+    for (arg, text) in [
+        ("--help", "--framing"),
+        ("-h", "--framing"),
+        ("--version", &version),
+    ] {
+        let (status, stdout, stderr) = outcome(Program::command().arg(arg));
+        assert_eq!(status, Some(0), "{arg}");
+        assert!(stdout.join("\n").contains(text), "{stdout:?}");
+        assert_eq!(stderr, [""; 0], "{arg}");
+
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let (status, _, stderr) = Program::spawn(Program::command().arg(arg).stdout(writer)).wait();
+        assert_eq!(
+            (status.code(), stderr.len()),
+            (Some(0), 0),
+            "{arg}: {stderr:?}"
+        );
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_in_one_line_with_what_is_accepted() {
+    let long_prefix = "p".repeat(1025);
+    let addresses = "PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH";
+    let cases: [(&[&str], &str); 17] = [
+        (&["--listen", "localhost"], addresses),
+        (&["--listen=65536"], addresses),
+        (&["-l", "1.2.3:4"], addresses),
+        (&["-l", ""], addresses),
+        (&["--listen"], "--listen"),
+        (&["--model", "forked"], "async or threaded or sequential"),
+        (&["--framing=word"], "chunk or line"),
+        (&["--prefix", &long_prefix], "at most 1024 bytes"),
+        (&["--max-connections", "0"], "from 1 on"),
+        (&["--idle-timeout", "soon"], "seconds"),
+        (
+            &["--model", "threaded", "--max-connections", "5"],
+            "--model async",
+        ),
+        (&["--model=sequential", "--idle-timeout=1"], "--model async"),
+        (
+            &["-m", "threaded", "--when-full", "reject"],
+            "--model async",
+        ),
+        (&["-m", "threaded", "--stall-timeout", "1"], "--model async"),
+        (&["-m", "threaded", "--drain", "1"], "--model async"),
+        (
+            &["-m", "sequential", "-l", "unix:/nowhere"],
+            "--model async",
+        ),
+        (&["--colour"], "--colour"),
+    ];
+    for (args, accepted) in cases {
+        let line = only_line_of_failure(Program::command().args(args), 2);
+        assert!(line.contains(accepted), "{args:?}: {line}");
+    }
+    let not_text = OsString::from_vec(b"--prefix=\xff".to_vec());
+    let line = only_line_of_failure(Program::command().arg(not_text), 2);
+    assert!(line.contains("UTF-8"), "{line}");
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_told_in_one_line_with_a_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let in_use = format!(
+        "cannot listen on {taken}: address already in use; another server uses it; choose another port with --listen"
+    );
+    let cases = [
+        (taken.to_string(), in_use.as_str()),
+        (taken.port().to_string(), &in_use),
+        (
+            "192.0.2.1:25000".to_owned(),
+            "cannot listen on 192.0.2.1:25000: cannot assign requested address; choose an address of this machine",
+        ),
+    ];
+    for model in ["async", "threaded", "sequential"] {
+        for (addr, expected) in &cases {
+            let line = only_line_of_failure(Program::command().args(["-m", model, "-l", addr]), 1);
+            assert_eq!(line, *expected);
+        }
+    }
+}
+
+/// What runs a command as a user without rights and without other processes.
+fn as_nobody() -> Vec<&'static str> {
+    match geteuid().is_root() {
+        true => vec![
+            "setpriv",
+            "--reuid=64321",
+            "--regid=64321",
+            "--clear-groups",
+        ],
+        false => vec!["env"],
+    }
+}
+
+#[test]
+#[ignore = "needs setpriv"]
+fn a_port_that_needs_rights_is_told_in_one_line_with_a_remedy() {
+    let runner = as_nobody();
+    let mut command = Command::new(runner[0]);
+    let line = only_line_of_failure(
+        command
+            .args(&runner[1..])
+            .args([BINARY, "-l", "127.0.0.1:80"]),
+        1,
+    );
+    assert_eq!(
+        line,
+        "cannot listen on 127.0.0.1:80: permission denied; choose a port above 1023"
+    );
+}
+
+/// Runs the program under some limit. Returns whether it listens: then it answers a client or tells why it has to wait.
+/// Otherwise it has said in one line why not.
+fn listens_under(runner: &[&str]) -> bool {
+    let mut program = Program::spawn(
+        Command::new("sh")
+            // All in one stream, so that whatever comes next can be waited for.
+            .args(["-c", "exec \"$@\" 2>&1", "sh"])
+            .args(runner)
+            .args([BINARY, "-l", "127.0.0.1:0"])
+            .stdout(Stdio::piped()),
+    );
+    let line = program.stdout_line();
+    if line.starts_with("cannot ") {
+        let (status, more, _) = program.wait();
+        assert_eq!((status.code(), more.len()), (Some(1), 0), "{line} {more:?}");
+        return false;
+    }
+    program.listens_on(&line);
+    let client = program.connect();
+    let line = program.stdout_line();
+    if !line.starts_with("cannot accept for now: ") {
+        assert_eq!(ask(&client, "x"), "Got: x", "{line}");
+    }
+    let (stdout, _) = program.stop();
+    assert!(!line.contains("panicked") && !stdout.concat().contains("panicked at"));
+    true
+}
+
+#[test]
+#[ignore = "needs prlimit"]
+fn with_few_descriptors_the_program_listens_or_says_why_not() {
+    // With three of them, the system's loader cannot open the libraries.
+    for limit in 4..=20 {
+        let listens = listens_under(&["prlimit", &format!("--nofile={limit}")]);
+        if limit == 4 || limit == 20 {
+            assert_eq!(listens, limit == 20);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs prlimit and setpriv"]
+fn without_the_right_to_start_threads_the_program_says_so() {
+    // Whoever is not root may have any number of processes besides this one.
+    let limits = if geteuid().is_root() { 0..=6 } else { 0..=0 };
+    for limit in limits {
+        let listens =
+            listens_under(&[&as_nobody()[..], &["prlimit", &format!("--nproc={limit}")]].concat());
+        assert!(limit > 1 || !listens, "{limit}");
+    }
+}
+
+#[test]
+fn sigint_and_sigterm_end_the_program_with_success() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let program = Program::start(&["-l", "127.0.0.1:0"]);
+        let client = program.connect();
+        assert_eq!(ask(&client, "x"), "Got: x");
+        program.signal(signal);
+        let mut rest = Vec::new();
+        (&client)
+            .read_to_end(&mut rest)
+            .expect("ends in an orderly way");
+        assert_eq!(program.wait().0.code(), Some(0), "{signal:?}");
+    }
 }

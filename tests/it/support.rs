@@ -1,14 +1,22 @@
 //! What the tests share: a running program, a running server, and sockets that do not wait for ever.
 
+use std::any;
+use std::env;
+use std::fs;
+use std::future::pending;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::iter;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tinyloop::{Connection, Report, Server};
+use tinyloop::{Connection, EventLoop, Report, Server};
 
 /// How long anything in a test may take before it counts as hung.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -23,11 +31,25 @@ pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
 }
 
 /// Sends `message` and reads as many bytes as the reply `Got: message` has.
-pub(crate) fn ask(mut stream: &TcpStream, message: &str) -> String {
+pub(crate) fn ask<S>(mut stream: &S, message: &str) -> String
+where
+    for<'s> &'s S: Read + Write,
+{
     stream.write_all(message.as_bytes()).expect("is sent");
     let mut reply = vec![0; "Got: ".len() + message.len()];
     stream.read_exact(&mut reply).expect("is answered");
     String::from_utf8(reply).expect("is text")
+}
+
+/// Sends `message` and reads `reply`.
+pub(crate) fn exchange(mut stream: &TcpStream, message: &[u8], reply: &[u8]) {
+    stream.write_all(message).expect("is sent");
+    let mut read = vec![0; reply.len()];
+    stream.read_exact(&mut read).expect("is answered");
+    assert_eq!(
+        read.escape_ascii().to_string(),
+        reply.escape_ascii().to_string()
+    );
 }
 
 /// Reads to the end of input.
@@ -35,6 +57,118 @@ pub(crate) fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).expect("ends");
     bytes
+}
+
+/// Half-closes, and reads until the other side has closed, too. Returns what it read.
+pub(crate) fn hang_up(stream: TcpStream) -> Vec<u8> {
+    stream.shutdown(Shutdown::Write).unwrap();
+    read_to_end(&stream)
+}
+
+/// Waits for the next line or event.
+pub(crate) fn next<T>(events: &Receiver<T>) -> T {
+    events.recv_timeout(DEADLINE).expect("one more event")
+}
+
+/// Held by the tests that load the machine and by those that measure it, so that they do not disturb each other.
+pub(crate) fn the_machine() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long `action` takes.
+pub(crate) fn time(action: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    action();
+    start.elapsed()
+}
+
+/// Runs `test` in a thread of its own, and fails when it takes longer than [`DEADLINE`].
+pub(crate) fn within_deadline<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, is_done) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        let result = test();
+        done.send(()).ok();
+        result
+    });
+    let outcome = is_done.recv_timeout(DEADLINE);
+    assert_ne!(outcome, Err(RecvTimeoutError::Timeout), "hangs");
+    thread
+        .join()
+        .unwrap_or_else(|payload| panic::resume_unwind(payload))
+}
+
+/// Runs `main` on a loop of its own, within the deadline.
+pub(crate) fn run<T: Send + 'static>(main: impl AsyncFnOnce() -> T + Send + 'static) -> T {
+    within_deadline(|| tinyloop::run(main()))
+}
+
+/// The same, on the clock that jumps.
+pub(crate) fn run_on_test_clock<T: Send + 'static>(
+    main: impl AsyncFnOnce() -> T + Send + 'static,
+) -> T {
+    within_deadline(|| EventLoop::with_test_clock().unwrap().run(main()))
+}
+
+/// The message that `action` panics with.
+pub(crate) fn panic_message<T>(action: impl FnOnce() -> T) -> String {
+    let payload = panic::catch_unwind(AssertUnwindSafe(action))
+        .err()
+        .expect("panics");
+    match payload.downcast::<String>() {
+        Ok(message) => *message,
+        Err(payload) => (*payload.downcast_ref::<&str>().unwrap()).to_owned(),
+    }
+}
+
+/// Runs a test's `body` in a process of its own, whose signals, memory and descriptors no other test touches: once
+/// more this binary, with this one test.
+pub(crate) fn in_a_process_of_its_own<F: FnOnce()>(body: F) {
+    if env::var_os(ALONE).is_some() {
+        return body();
+    }
+    let (status, stdout, stderr) = Program::spawn(test_alone::<F>().stdout(Stdio::piped())).wait();
+    let output = format!("{}\n{}", stdout.join("\n"), stderr.join("\n"));
+    assert!(status.success(), "{output}");
+    assert!(output.contains(" 1 passed;"), "it was found: {output}");
+}
+
+/// The command that runs the test around the closure `F` in a process of its own, where it calls the closure.
+pub(crate) fn test_alone<F>() -> Command {
+    // Such as `it::time::a_test::{{closure}}`; the name without a path is the binary's.
+    let path = any::type_name::<F>();
+    let test = path.split("::{{closure}}").next().unwrap();
+    let (_, test) = test.split_once("::").unwrap();
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args([test, "--exact", "--include-ignored", "--nocapture"])
+        .env(ALONE, "1");
+    command
+}
+
+/// Set in the process of a test that runs alone.
+const ALONE: &str = "TINYLOOP_TEST_ALONE";
+
+/// Tells when it is dropped.
+pub(crate) struct TellDrop(mpsc::Sender<ThreadId>);
+
+impl TellDrop {
+    pub(crate) fn new() -> (TellDrop, Receiver<ThreadId>) {
+        let (sender, dropped) = mpsc::channel();
+        (TellDrop(sender), dropped)
+    }
+}
+
+impl Drop for TellDrop {
+    fn drop(&mut self) {
+        self.0.send(thread::current().id()).ok();
+    }
+}
+
+/// A future that holds `value` and never ends.
+pub(crate) async fn hold<T>(value: T) {
+    pending::<()>().await;
+    drop(value);
 }
 
 /// The program, with what it prints, line by line. Killed when dropped.
@@ -49,31 +183,50 @@ pub(crate) struct Program {
 impl Program {
     /// Runs the program, and waits for its first line, which says where it listens.
     pub(crate) fn start(args: &[&str]) -> Program {
-        Program::start_command(Command::new(env!("CARGO_BIN_EXE_tinyloop")).args(args))
+        Program::start_command(Program::command().args(args))
+    }
+
+    /// The command that runs the program.
+    pub(crate) fn command() -> Command {
+        Command::new(env!("CARGO_BIN_EXE_tinyloop"))
+    }
+
+    /// The command that runs an example. Cargo builds the examples before the tests, in a directory beside them.
+    pub(crate) fn example(name: &str) -> Command {
+        let test = env::current_exe().unwrap();
+        let directory = test.ancestors().nth(2).unwrap().join("examples");
+        Command::new(directory.join(name))
     }
 
     /// Runs a command that becomes the program in the end.
     pub(crate) fn start_command(command: &mut Command) -> Program {
+        let mut program = Program::spawn(command.stdout(Stdio::piped()));
+        let line = program.stdout_line();
+        program.listens_on(&line);
+        program
+    }
+
+    /// Runs a command that may fail to become the program, or whose stdout is none of ours.
+    pub(crate) fn spawn(command: &mut Command) -> Program {
         let mut child = command
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let stdout = lines(child.stdout.take().unwrap());
-        let stderr = lines(child.stderr.take().unwrap());
-        let mut program = Program {
+        Program {
+            stdout: child.stdout.take().map_or_else(|| mpsc::channel().1, lines),
+            stderr: lines(child.stderr.take().unwrap()),
             child,
-            stdout,
-            stderr,
             addr: None,
-        };
-        let line = program.stdout_line();
+        }
+    }
+
+    /// Remembers the address of the line that says where the program listens.
+    pub(crate) fn listens_on(&mut self, line: &str) {
         let addr = line
             .strip_prefix("listening on ")
             .expect("the first line says where it listens");
-        program.addr = addr.parse().ok();
-        program
+        self.addr = addr.parse().ok();
     }
 
     /// The TCP address of the first line.
@@ -95,9 +248,12 @@ impl Program {
 
     /// The next line on stdout.
     pub(crate) fn stdout_line(&self) -> String {
-        self.stdout
-            .recv_timeout(DEADLINE)
-            .expect("a line on stdout")
+        self.try_stdout_line().expect("a line on stdout")
+    }
+
+    /// The next line on stdout, if there is one before its end.
+    pub(crate) fn try_stdout_line(&self) -> Option<String> {
+        next_or_end(&self.stdout)
     }
 
     /// The next line on stderr.
@@ -109,12 +265,10 @@ impl Program {
 
     /// Waits for the end. Returns the status, and what was printed and not yet looked at.
     pub(crate) fn wait(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
-        let status = self.child.wait().unwrap();
-        (
-            status,
-            self.stdout.iter().collect(),
-            self.stderr.iter().collect(),
-        )
+        // The pipes end with the program, and there is a deadline on that.
+        let stdout = iter::from_fn(|| next_or_end(&self.stdout)).collect();
+        let stderr = iter::from_fn(|| next_or_end(&self.stderr)).collect();
+        (self.child.wait().unwrap(), stdout, stderr)
     }
 
     /// Sends SIGTERM and waits for the end, which has to be a good one.
@@ -145,6 +299,15 @@ fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
         }
     });
     receiver
+}
+
+/// The next line, or none when the pipe has ended.
+fn next_or_end(lines: &Receiver<String>) -> Option<String> {
+    match lines.recv_timeout(DEADLINE) {
+        Ok(line) => Some(line),
+        Err(RecvTimeoutError::Disconnected) => None,
+        Err(RecvTimeoutError::Timeout) => panic!("neither prints nor ends"),
+    }
 }
 
 /// A server of the library's in a thread of its own, on a loop of its own.
@@ -211,4 +374,26 @@ impl Served {
 /// The echo handler of the tutorial.
 pub(crate) async fn echo(connection: Connection) -> io::Result<()> {
     tinyloop::echo(connection, b"Got: ").await
+}
+
+/// A directory of a test's own, removed in the end.
+pub(crate) struct TempDir(PathBuf);
+
+impl TempDir {
+    pub(crate) fn new(test: &str) -> TempDir {
+        let path = env::temp_dir().join(format!("tinyloop-{}-{test}", process::id()));
+        fs::create_dir(&path).unwrap();
+        TempDir(path)
+    }
+
+    /// The path of a file in it.
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.0.join(file)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
 }
