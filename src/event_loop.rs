@@ -244,8 +244,13 @@ impl EventLoop {
                     false => Poll::Pending,
                 });
                 let asleep = Instant::now();
-                // `tick` waits for a task to be ready and polls it.
-                executor.tick().or(main_woken).or(&mut alarm).await;
+                // `tick` waits for a task to be ready and polls it, for which it must not be the time of falling asleep.
+                let mut tick = pin!(executor.tick());
+                let tick = poll_fn(|cx| {
+                    timers.set_recent(Instant::now());
+                    tick.as_mut().poll(cx)
+                });
+                tick.or(main_woken).or(&mut alarm).await;
                 spin.slept(asleep.elapsed());
             }
         }
