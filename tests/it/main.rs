@@ -3,8 +3,15 @@
 mod binary;
 mod echo;
 mod event_loop;
+mod examples;
+mod faulty_pipe;
 mod models;
+mod monitor;
 mod server;
 mod shutdown;
+mod signals;
 mod support;
+mod task_group;
+mod threads;
+mod time;
 mod unix_socket;

@@ -1,0 +1,144 @@
+//! A chat server: connections that talk to each other, with no lock and nothing that has to be `Send`.
+//!
+//! ```console
+//! $ cargo run --example chat             # or with an address: -- 127.0.0.1:7000
+//! listening on 127.0.0.1:25000
+//! ```
+//!
+//! In two or more other terminals:
+//!
+//! ```console
+//! $ nc 127.0.0.1 25000
+//! * you are 1, and 0 others are here
+//! hello
+//! 2: good morning
+//! ```
+//!
+//! A peer that does not read misses lines, and after half a minute it is closed. It never makes the others wait.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::env;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future::yield_now;
+use futures_lite::io::BufReader;
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, FutureExt};
+use smol::channel::{Receiver, Sender, bounded};
+use tinyloop::{Connection, Server, signal};
+
+/// How many lines wait for a peer before it misses some.
+const QUEUE: usize = 64;
+
+/// The longest line, in bytes. A longer one is passed on in pieces.
+const LINE_MAX: u64 = 1024;
+
+/// Who is here: the queue of each peer, under its number.
+type Room = RefCell<HashMap<u64, Sender<Rc<str>>>>;
+
+fn main() -> io::Result<()> {
+    let addr = env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:25000".to_owned());
+    tinyloop::run(async {
+        let server = Server::bind(addr)
+            .await?
+            .max_connections(1000)
+            .stall_timeout(Duration::from_secs(30))
+            .socket_buffers(64 * 1024)
+            .shutdown_on(signal::shutdown()?)
+            .drain(Duration::from_secs(2));
+        println!("listening on {}", server.local_addrs()[0]);
+        let room = Rc::new(Room::default());
+        let report = server
+            .serve(async move |connection| chat(&room, connection).await)
+            .await?;
+        eprintln!("{report}");
+        Ok(())
+    })
+}
+
+/// A peer's time in the room: it speaks and listens at once, until it leaves or the server closes.
+async fn chat(room: &Rc<Room>, connection: Connection) -> io::Result<()> {
+    let (member, lines) = Member::enter(room, &connection);
+    let closing = async {
+        connection.closing().await;
+        Ok(())
+    };
+    speak(&member, &connection)
+        .or(listen(&lines, &connection))
+        .or(closing)
+        .await
+}
+
+/// Passes on what the peer says.
+async fn speak(member: &Member, connection: &Connection) -> io::Result<()> {
+    let mut input = BufReader::new(connection);
+    loop {
+        let mut line = Vec::new();
+        let mut bounded = (&mut input).take(LINE_MAX);
+        if bounded.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        member.tell_others(&format!("{}: {}\n", member.number, printable(&line)));
+        // Whoever pastes a page gives the others the time to take its lines.
+        yield_now().await;
+    }
+}
+
+/// Writes what the others say.
+async fn listen(lines: &Receiver<Rc<str>>, mut connection: &Connection) -> io::Result<()> {
+    while let Ok(line) = lines.recv().await {
+        connection.write_all(line.as_bytes()).await?;
+    }
+    Ok(())
+}
+
+/// A line as text that does nothing to a terminal: no escape sequences, no bell.
+fn printable(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line.trim_ascii_end());
+    text.replace(|c: char| c.is_control(), "\u{fffd}")
+}
+
+/// A peer's presence in the room. It leaves when this is dropped, however its connection ends.
+struct Member {
+    number: u64,
+    room: Rc<Room>,
+}
+
+impl Member {
+    /// Enters the room, and returns what is said there from now on.
+    fn enter(room: &Rc<Room>, connection: &Connection) -> (Member, Receiver<Rc<str>>) {
+        let (queue, lines) = bounded(QUEUE);
+        let (number, others) = (connection.id(), room.borrow().len());
+        let greeting = format!("* you are {number}, and {others} others are here\n");
+        // A new queue has room.
+        queue.try_send(greeting.into()).ok();
+        let member = Member {
+            number,
+            room: room.clone(),
+        };
+        member.tell_others(&format!("* {number} is here\n"));
+        room.borrow_mut().insert(number, queue);
+        (member, lines)
+    }
+
+    fn tell_others(&self, line: &str) {
+        let line: Rc<str> = line.into();
+        for (&number, queue) in self.room.borrow().iter() {
+            if number != self.number {
+                // Who does not read has a full queue, and misses the line.
+                queue.try_send(line.clone()).ok();
+            }
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.room.borrow_mut().remove(&self.number);
+        self.tell_others(&format!("* {} has left\n", self.number));
+    }
+}

@@ -1,0 +1,42 @@
+//! The echo server of the README as a program of its own: limits, an idle timeout, and an orderly end.
+//!
+//! ```console
+//! $ cargo run --example echo_server      # or with an address: -- 127.0.0.1:7000
+//! listening on 127.0.0.1:25000
+//! ```
+//!
+//! In another terminal:
+//!
+//! ```console
+//! $ nc 127.0.0.1 25000
+//! hello
+//! Got: hello
+//! ```
+//!
+//! After Ctrl-C or SIGTERM it takes no new connections, gives those that are open five seconds to end, and counts them.
+
+use std::env;
+use std::io;
+use std::time::Duration;
+
+use tinyloop::{Server, signal};
+
+fn main() -> io::Result<()> {
+    let addr = env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:25000".to_owned());
+    tinyloop::run(async {
+        let server = Server::bind(addr)
+            .await?
+            .max_connections(1024)
+            .idle_timeout(Duration::from_secs(60))
+            .shutdown_on(signal::shutdown()?)
+            .drain(Duration::from_secs(5));
+        println!("listening on {}", server.local_addrs()[0]);
+        let report = server
+            .serve(async |connection| tinyloop::echo(connection, b"Got: ").await)
+            .await?;
+        eprintln!("{report}");
+        Ok(())
+    })
+}

@@ -1,0 +1,84 @@
+//! Handlers that panic or fail.
+
+use std::io;
+use std::sync::mpsc;
+use std::thread;
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use tinyloop::{Connection, OnPanic, Server};
+
+use crate::server::{has_ended, observed};
+use crate::support::{Served, ask, connect, next};
+
+/// Answers, and panics or fails when it is told to.
+async fn obey(mut connection: Connection) -> io::Result<()> {
+    let mut buffer = [0; 100];
+    loop {
+        let received = connection.read(&mut buffer).await?;
+        match &buffer[..received] {
+            b"" => return Ok(()),
+            b"panic" => panic!("told to"),
+            b"fail" => return Err(io::Error::other("told to")),
+            chunk => connection.write_all(&[b"Got: ", chunk].concat()).await?,
+        }
+    }
+}
+
+/// Tells one of ten connections to do so, ten times, on a server which has room for ten. All others are answered.
+fn tell_one_of_ten(served: &Served, to: &str) {
+    for _ in 0..10 {
+        let mut connections: Vec<_> = (0..10).map(|_| served.connect()).collect();
+        let ended = connections.swap_remove(3);
+        io::Write::write_all(&mut &ended, to.as_bytes()).unwrap();
+        assert!(has_ended(&ended));
+        for connection in &connections {
+            assert_eq!(ask(connection, "still here"), "Got: still here");
+        }
+    }
+}
+
+#[test]
+fn a_panicking_handler_ends_its_own_connection_only() {
+    let served = Served::start(|server| server.max_connections(10), obey);
+    tell_one_of_ten(&served, "panic");
+    let report = served.stop().unwrap();
+    assert_eq!((report.accepted, report.panicked), (100, 10));
+    assert_eq!(report.completed + report.aborted, 90);
+}
+
+#[test]
+fn a_failing_handler_ends_its_own_connection_only() {
+    let (served, events) = observed(|server| server.max_connections(10), obey);
+    tell_one_of_ten(&served, "fail");
+    let report = served.stop().unwrap();
+    assert_eq!((report.accepted, report.failed), (100, 10));
+    let failed = events
+        .try_iter()
+        .filter(|line| line.contains(": failed: told to, 4 in, 0 out"));
+    assert_eq!(failed.count(), 10);
+}
+
+#[test]
+fn a_handlers_panic_comes_out_of_serve_if_that_is_asked_for() {
+    let (tell_addr, addr) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        tinyloop::run(async {
+            let server = Server::bind("127.0.0.1:0")
+                .await?
+                .on_panic(OnPanic::Propagate);
+            tell_addr
+                .send(server.local_addrs()[0].tcp().unwrap())
+                .unwrap();
+            server.serve(obey).await
+        })
+    });
+    let addr = next(&addr);
+    let (other, panics) = (connect(addr), connect(addr));
+    assert_eq!(ask(&other, "first"), "Got: first");
+    io::Write::write_all(&mut &panics, b"panic").unwrap();
+    assert!(has_ended(&panics));
+    drop(panics);
+    assert!(has_ended(&other));
+    let payload = thread.join().unwrap_err();
+    assert_eq!(payload.downcast_ref(), Some(&"told to"));
+}
