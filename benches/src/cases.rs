@@ -1,0 +1,286 @@
+//! What is measured: the cases, and the figures that each gives.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::load::burst;
+use crate::servers::Server;
+
+/// One thing that is measured on each server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Case {
+    /// Messages of some bytes, one outstanding on each connection.
+    RoundTrips { bytes: usize, connections: usize },
+    /// Connect, one small round trip, close.
+    Connects,
+    /// Clients that write as fast as they can and read the echo.
+    Streams { connections: usize },
+    /// Small round trips beside clients that stream.
+    Probe { flooders: usize },
+    /// Many connects at once to a stopped server.
+    Burst,
+    /// Memory for each of many connections.
+    Memory,
+    /// System calls for each small message, with a server that is slower than its clients.
+    SystemCalls,
+    /// From the start of the process to the first reply.
+    Start,
+    /// What a server does that has nothing to do.
+    Idle,
+}
+
+/// How many connections are open for [`Case::Memory`].
+pub const IDLE_CONNECTIONS: usize = 10_000;
+
+/// How many connections are busy in [`Case::SystemCalls`].
+pub const SATURATING: usize = 100;
+
+/// The connections of the small round trips, whose figures the chart shows.
+pub const SMALL_ROUND_TRIPS: [usize; 5] = [1, 10, 100, 1000, 4000];
+
+/// Small round trips on some connections.
+pub const fn small(connections: usize) -> Case {
+    Case::RoundTrips {
+        bytes: crate::load::SMALL,
+        connections,
+    }
+}
+
+/// Messages as large as a server's chunk.
+pub const LARGE_ROUND_TRIPS: Case = Case::RoundTrips {
+    bytes: crate::peers::CHUNK,
+    connections: 100,
+};
+
+impl Case {
+    /// All cases, in the table's order.
+    pub fn all() -> Vec<Self> {
+        let mut cases: Vec<Self> = SMALL_ROUND_TRIPS.into_iter().map(small).collect();
+        cases.extend([
+            LARGE_ROUND_TRIPS,
+            Self::SystemCalls,
+            Self::Connects,
+            Self::Burst,
+            Self::Streams { connections: 1 },
+            Self::Streams { connections: 8 },
+            Self::Probe { flooders: 1 },
+            Self::Probe { flooders: 8 },
+            Self::Memory,
+            Self::Start,
+            Self::Idle,
+        ]);
+        cases
+    }
+
+    /// Those of a quick run.
+    pub fn quick() -> Vec<Self> {
+        vec![
+            small(1),
+            small(100),
+            small(1000),
+            LARGE_ROUND_TRIPS,
+            Self::Connects,
+            Self::Streams { connections: 1 },
+            Self::Probe { flooders: 8 },
+            Self::Memory,
+            Self::Start,
+            Self::Idle,
+        ]
+    }
+
+    pub fn family(self) -> Family {
+        match self {
+            Self::RoundTrips { .. } => Family::RoundTrip,
+            Self::Connects => Family::Connect,
+            Self::Streams { .. } => Family::Streaming,
+            Self::Probe { .. } => Family::Prober,
+            Self::Burst => Family::Burst,
+            Self::Memory => Family::Memory,
+            Self::SystemCalls => Family::SystemCalls,
+            Self::Start => Family::Start,
+            Self::Idle => Family::Idle,
+        }
+    }
+
+    /// Whether the server can do this at all: a sequential one serves a connection at a time.
+    pub fn suits(self, server: Server) -> bool {
+        let one_at_a_time = match self {
+            Self::RoundTrips { connections, .. } | Self::Streams { connections } => {
+                connections == 1
+            }
+            Self::Connects | Self::Burst | Self::Start | Self::Idle => true,
+            Self::Probe { .. } | Self::Memory | Self::SystemCalls => false,
+        };
+        one_at_a_time || server != Server::Sequential
+    }
+
+    /// How many turns each server takes in a round.
+    pub fn turns(self) -> usize {
+        match self {
+            Self::RoundTrips { .. } | Self::Connects | Self::Streams { .. } => 6,
+            Self::Probe { .. } => 3,
+            Self::Start => 5,
+            Self::Burst | Self::Memory | Self::SystemCalls | Self::Idle => 1,
+        }
+    }
+
+    /// How many connections are open between turns, if the load lasts over several of them.
+    /// For any other case each turn needs a new process.
+    pub fn lasting_connections(self) -> Option<usize> {
+        match self {
+            Self::RoundTrips { connections, .. } | Self::Streams { connections } => {
+                Some(connections)
+            }
+            Self::Connects => Some(0),
+            Self::Probe { .. }
+            | Self::Burst
+            | Self::Memory
+            | Self::SystemCalls
+            | Self::Start
+            | Self::Idle => None,
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RoundTrips { bytes, connections } => {
+                write!(
+                    formatter,
+                    "{bytes} B, {}",
+                    plural(*connections, "connection")
+                )
+            }
+            Self::Connects => write!(formatter, "connect-echo-close"),
+            Self::Streams { connections } => {
+                write!(
+                    formatter,
+                    "streaming, {}",
+                    plural(*connections, "connection")
+                )
+            }
+            Self::Probe { flooders } => {
+                write!(formatter, "64 B beside {}", plural(*flooders, "flooder"))
+            }
+            Self::Burst => write!(formatter, "burst of {} connects", burst::CONNECTS),
+            Self::Memory => write!(formatter, "{IDLE_CONNECTIONS} idle connections"),
+            Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, traced"),
+            Self::Start => write!(formatter, "start to first echo"),
+            Self::Idle => write!(formatter, "no connections"),
+        }
+    }
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    let ending = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{ending}")
+}
+
+/// What `--case` selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    RoundTrip,
+    Connect,
+    Streaming,
+    Prober,
+    Burst,
+    Memory,
+    SystemCalls,
+    Start,
+    Idle,
+    /// The size of the binary and of the tree of crates.
+    Size,
+}
+
+impl Family {
+    const NAMED: [(&str, Self); 10] = [
+        ("roundtrip", Self::RoundTrip),
+        ("connect", Self::Connect),
+        ("streaming", Self::Streaming),
+        ("prober", Self::Prober),
+        ("burst", Self::Burst),
+        ("memory", Self::Memory),
+        ("syscalls", Self::SystemCalls),
+        ("start", Self::Start),
+        ("idle", Self::Idle),
+        ("size", Self::Size),
+    ];
+}
+
+impl FromStr for Family {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::NAMED
+            .into_iter()
+            .find_map(|(known, family)| (known == name).then_some(family))
+            .ok_or_else(|| {
+                let names = Self::NAMED.map(|(known, _)| known).join(", ");
+                format!("there is no case `{name}`; there are {names}")
+            })
+    }
+}
+
+/// A figure that a case gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Metric {
+    MessagesPerSecond,
+    Median,
+    Percentile99,
+    CpuPerMessage,
+    ConnectionsPerSecond,
+    CpuPerConnection,
+    BytesPerSecond,
+    CpuPerMegabyte,
+    /// The server's CPU time over the time that passed: where this is well below one, the load
+    /// generator was the slower side.
+    Busy,
+    Waited,
+    Slowest,
+    BytesPerConnection,
+    CallsPerMessage,
+    FirstEcho,
+    WakeUps,
+    CpuWhileIdle,
+}
+
+impl Metric {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MessagesPerSecond => "messages per second",
+            Self::Median => "p50",
+            Self::Percentile99 => "p99",
+            Self::CpuPerMessage => "CPU per message",
+            Self::ConnectionsPerSecond => "connections per second",
+            Self::CpuPerConnection => "CPU per connection",
+            Self::BytesPerSecond => "MB per second",
+            Self::CpuPerMegabyte => "CPU per MB",
+            Self::Busy => "server busy",
+            Self::Waited => "waited 1 s",
+            Self::Slowest => "slowest",
+            Self::BytesPerConnection => "memory per connection",
+            Self::CallsPerMessage => "system calls per message",
+            Self::FirstEcho => "first echo",
+            Self::WakeUps => "wake-ups per second",
+            Self::CpuWhileIdle => "CPU per second",
+        }
+    }
+
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::MessagesPerSecond | Self::ConnectionsPerSecond | Self::WakeUps => "1/s",
+            Self::Median
+            | Self::Percentile99
+            | Self::CpuPerMessage
+            | Self::CpuPerConnection
+            | Self::CpuPerMegabyte => "µs",
+            Self::CpuWhileIdle => "µs/s",
+            Self::BytesPerSecond => "MB/s",
+            Self::Busy => "%",
+            Self::Slowest | Self::FirstEcho => "ms",
+            Self::BytesPerConnection => "B",
+            Self::Waited | Self::CallsPerMessage => "",
+        }
+    }
+}
