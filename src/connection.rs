@@ -621,6 +621,10 @@ impl Terms {
             let mut next = QUIET;
             for (_, link) in self.draining.borrow().iter() {
                 let Some(link) = link.upgrade() else { continue };
+                // Who waits for its peer to read is in the middle of a transfer, however long the peer takes.
+                if link.writing.next.get() == Next::Wait {
+                    continue;
+                }
                 let quiet = self.since(link.last_activity.get());
                 match QUIET.checked_sub(quiet) {
                     Some(rest) if !rest.is_zero() => next = next.min(rest),

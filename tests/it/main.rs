@@ -13,5 +13,6 @@ mod signals;
 mod support;
 mod task_group;
 mod threads;
+mod tidy;
 mod time;
 mod unix_socket;

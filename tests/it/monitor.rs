@@ -309,7 +309,9 @@ fn metrics_are_in_the_text_format_of_prometheus() {
         spawn(server.serve(echo)).detach();
         let server = Server::bind("[::1]:0").await.unwrap();
         spawn(server.serve(echo)).detach();
-        yield_now().await;
+        while task_table().servers().len() < 2 {
+            yield_now().await;
+        }
         spawn(pending::<()>()).detach();
     });
     let (status, headers, body) = get(
@@ -368,6 +370,14 @@ fn metrics_are_in_the_text_format_of_prometheus() {
         .keys()
         .filter(|series| series.starts_with("tinyloop_accepted_total{"));
     assert_eq!(of_servers.count(), 2);
+}
+
+#[test]
+fn headers_that_fill_many_reads_do_not_cost_the_answer() {
+    let monitored = Monitored::start(async || {});
+    let cookie = "x".repeat(12_000);
+    let request = format!("GET /metrics HTTP/1.1\r\nCookie: {cookie}\r\n\r\n");
+    assert_eq!(get(monitored.addr, &request).0, "HTTP/1.0 200 OK");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::future;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,43 +97,78 @@ fn end_after_transfers() -> Duration {
     let sent = pattern(MEGABYTE);
     let (starts, started) = mpsc::channel();
     let received = thread::scope(|scope| {
-        let transfers: Vec<_> = (0..TRANSFERS)
-            .map(|_| {
-                let (connection, sent, starts) = (program.connect(), &sent, starts.clone());
-                let mut sender = connection.try_clone().unwrap();
-                scope.spawn(move || {
-                    sender.write_all(sent).expect("is sent");
-                    sender.shutdown(Shutdown::Write).unwrap();
-                });
-                scope.spawn(move || {
-                    let mut received = vec![0; MEGABYTE / 10];
-                    (&connection).read_exact(&mut received).expect("begins");
-                    starts.send(()).unwrap();
-                    received.extend(read_to_end(&connection));
-                    (received == *sent, Instant::now())
-                })
-            })
-            .collect();
+        let transfer = |_| {
+            let (connection, sent, starts) = (program.connect(), &sent, starts.clone());
+            let mut sender = connection.try_clone().unwrap();
+            let (hold, held) = mpsc::channel::<()>();
+            scope.spawn(move || {
+                let (first, mut rest) = sent.split_at(MEGABYTE / 2);
+                sender.write_all(first).expect("is sent");
+                let pause = Duration::from_millis(20);
+                while held.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                    // A byte now and then: an idle connection would end.
+                    sender.write_all(&rest[..1]).expect("is sent");
+                    rest = &rest[1..];
+                }
+                sender.write_all(rest).expect("is sent");
+                sender.shutdown(Shutdown::Write).unwrap();
+            });
+            let receiver = scope.spawn(move || {
+                let mut received = vec![0; MEGABYTE / 10];
+                (&connection).read_exact(&mut received).expect("begins");
+                starts.send(()).unwrap();
+                received.extend(read_to_end(&connection));
+                (received == *sent, Instant::now())
+            });
+            (hold, receiver)
+        };
+        let (holds, receivers): (Vec<_>, Vec<_>) = (0..TRANSFERS).map(transfer).unzip();
         for _ in 0..TRANSFERS {
             next(&started);
         }
         program.signal(Signal::TERM);
-        let results = transfers
+        let draining = program.stderr_line();
+        assert!(draining.ends_with("open connections: 100"), "{draining}");
+        drop(holds);
+        let results = receivers
             .into_iter()
-            .map(|transfer| transfer.join().unwrap());
+            .map(|receiver| receiver.join().unwrap());
         results.collect::<Vec<_>>()
     });
     let (status, _, stderr) = program.wait();
     let ended = Instant::now();
     assert_eq!(status.code(), Some(0), "{stderr:?}");
-    assert!(
-        stderr[0].starts_with("draining "),
-        "in the middle: {stderr:?}"
-    );
     let complete = received.iter().filter(|(complete, _)| *complete).count();
     assert_eq!(complete, TRANSFERS, "{stderr:?}");
     let last = received.into_iter().map(|(_, end)| end).max().unwrap();
     ended - last
+}
+
+#[test]
+fn a_transfer_to_a_peer_that_pauses_is_finished_too() {
+    let program = Program::start(&["-l", "127.0.0.1:0", "-q", "--prefix", "", "--drain", "60"]);
+    let sent = pattern(16 * MEGABYTE);
+    let connection = program.connect();
+    let received = thread::scope(|scope| {
+        let mut sender = connection.try_clone().unwrap();
+        let sent = &sent;
+        scope.spawn(move || {
+            // Fails when the server cuts us off, which the reader sees.
+            sender.write_all(sent).ok();
+            sender.shutdown(Shutdown::Write).ok();
+        });
+        let mut received = vec![0; MEGABYTE];
+        (&connection).read_exact(&mut received).expect("begins");
+        program.signal(Signal::TERM);
+        // The server waits for us all this time: it is not idle.
+        let (_silent, pause) = mpsc::channel::<()>();
+        pause.recv_timeout(Duration::from_secs(1)).unwrap_err();
+        (&connection).read_to_end(&mut received).ok();
+        received
+    });
+    assert!(received == sent, "{} bytes", received.len());
+    let (status, _, stderr) = program.wait();
+    assert_eq!(status.code(), Some(0), "{stderr:?}");
 }
 
 /// Writes until the server reads no more, and reads nothing.

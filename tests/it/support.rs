@@ -194,8 +194,9 @@ impl Program {
     /// The command that runs an example. Cargo builds the examples before the tests, in a directory beside them.
     pub(crate) fn example(name: &str) -> Command {
         let test = env::current_exe().unwrap();
-        let directory = test.ancestors().nth(2).unwrap().join("examples");
-        Command::new(directory.join(name))
+        let example = test.ancestors().nth(2).unwrap().join("examples").join(name);
+        assert!(example.exists(), "first: cargo build --examples");
+        Command::new(example)
     }
 
     /// Runs a command that becomes the program in the end.
@@ -358,11 +359,8 @@ impl Served {
     /// Shuts down and waits for the end.
     pub(crate) fn stop(mut self) -> io::Result<Report> {
         self.shut_down();
-        self.thread
-            .take()
-            .unwrap()
-            .join()
-            .expect("the server does not panic")
+        let thread = self.thread.take().unwrap();
+        within_deadline(|| thread.join().expect("the server does not panic"))
     }
 
     /// Whether `serve` has returned.

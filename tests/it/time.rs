@@ -280,9 +280,12 @@ fn a_drain_ends_at_its_deadline_on_the_test_clock() {
 /// `count` sleeps that are waited for, the last one to end first.
 async fn waiting_sleeps(count: u32) -> Vec<Sleep> {
     let mut sleeps: Vec<Sleep> = (0..count).map(|n| sleep(HOUR + n * NANOSECOND)).collect();
-    for nap in &mut sleeps {
-        assert!(poll_once(nap).await.is_none());
-    }
+    poll_fn(|cx| {
+        let waits = |nap: &mut Sleep| Pin::new(nap).poll(cx).is_pending();
+        assert!(sleeps.iter_mut().all(waits));
+        Poll::Ready(())
+    })
+    .await;
     sleeps
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use tinyloop::Server;
 
-use crate::server::incoming::run;
+use crate::server::incoming::{run, stop};
 use crate::support::{Program, Served, ask, connect, echo, the_machine};
 
 const CLIENTS: usize = 500;
@@ -84,13 +84,12 @@ fn a_client_that_is_older_than_the_server_has_small_buffers_too() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let early = with_small_buffers(connect(addr));
-    let (shutdown, thread) = run([listener.into()], async |server: Server| {
+    let running = run([listener.into()], async |server: Server| {
         server.socket_buffers(BUFFERS).serve(echo).await
     });
     let total = write_until_blocked(&[early], &connect(addr));
     assert!(total <= MOST_EACH, "{total}");
-    drop(shutdown);
-    thread.join().unwrap().unwrap();
+    stop(running);
 }
 
 #[test]

@@ -4,12 +4,12 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use tinyloop::Connection;
 
-use crate::support::{Served, ask, echo, next, the_machine, time};
+use crate::support::{DEADLINE, Served, ask, echo, next, the_machine, time};
 
 /// The echo handler as a user may write it. For a peer that begins with `w` it only writes, with `r` it only reads.
 async fn by_hand(mut connection: Connection) -> io::Result<()> {
@@ -82,7 +82,9 @@ impl Drop for Flood {
 /// Each comes after a pause: a client that asks again at once would keep the server's attention.
 fn round_trip(connection: &TcpStream) -> Duration {
     let (_silent, pause) = mpsc::channel::<()>();
+    let start = Instant::now();
     let one = |_| {
+        assert!(start.elapsed() < DEADLINE, "starves");
         pause.recv_timeout(Duration::from_millis(1)).unwrap_err();
         time(|| assert_eq!(ask(connection, "ping"), "Got: ping"))
     };

@@ -12,7 +12,7 @@ use smol::channel::{self, Sender};
 use tinyloop::{Listener, Report, Server};
 
 use crate::server::{has_ended, is_silent_for};
-use crate::support::{TempDir, ask, connect, echo};
+use crate::support::{TempDir, ask, connect, echo, within_deadline};
 
 /// Runs `serve` on a server with `listeners` in a thread, until the sender is dropped.
 pub(super) fn run<T: Send + 'static>(
@@ -30,6 +30,14 @@ pub(super) fn run<T: Send + 'static>(
     (shutdown, thread)
 }
 
+/// Shuts down and waits for the end.
+pub(super) fn stop<T: Send + 'static>(
+    (shutdown, thread): (Sender<()>, JoinHandle<io::Result<T>>),
+) -> T {
+    drop(shutdown);
+    within_deadline(|| thread.join().unwrap().unwrap())
+}
+
 async fn serve_echo(server: Server) -> io::Result<Report> {
     server.serve(echo).await
 }
@@ -38,10 +46,10 @@ async fn serve_echo(server: Server) -> io::Result<Report> {
 fn a_tcp_listener_of_ones_own_is_served_with_what_it_has_queued() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let early = connect(listener.local_addr().unwrap());
-    let (shutdown, thread) = run([listener.into()], serve_echo);
+    let running = run([listener.into()], serve_echo);
     assert_eq!(ask(&early, "hello"), "Got: hello");
-    drop((early, shutdown));
-    assert_eq!(thread.join().unwrap().unwrap().accepted, 1);
+    drop(early);
+    assert_eq!(stop(running).accepted, 1);
 }
 
 #[test]
@@ -49,11 +57,11 @@ fn a_unix_listener_of_ones_own_is_served_and_keeps_its_file() {
     let dir = TempDir::new("own-listener");
     let path = dir.path("socket");
     let listener = UnixListener::bind(&path).unwrap();
-    let (shutdown, thread) = run([listener.into()], serve_echo);
+    let running = run([listener.into()], serve_echo);
     let connection = UnixStream::connect(&path).unwrap();
     assert_eq!(ask(&connection, "hello"), "Got: hello");
-    drop((connection, shutdown));
-    assert_eq!(thread.join().unwrap().unwrap().accepted, 1);
+    drop(connection);
+    assert_eq!(stop(running).accepted, 1);
     assert!(fs::exists(&path).unwrap(), "whose file it is, removes it");
 }
 
@@ -67,21 +75,21 @@ fn a_server_serves_several_listeners_at_once() {
         .map(|listener| listener.local_addr().unwrap());
     let unix = Listener::bind_unix(&path).unwrap();
     let listeners = tcp.map(Listener::from).into_iter().chain([unix]);
-    let (shutdown, thread) = run(listeners, serve_echo);
+    let running = run(listeners, serve_echo);
     let (first, second) = (connect(addrs[0]), connect(addrs[1]));
     let third = UnixStream::connect(&path).unwrap();
     assert_eq!(ask(&first, "one"), "Got: one");
     assert_eq!(ask(&second, "two"), "Got: two");
     assert_eq!(ask(&third, "three"), "Got: three");
-    drop((first, second, third, shutdown));
-    assert_eq!(thread.join().unwrap().unwrap().accepted, 3);
+    drop((first, second, third));
+    assert_eq!(stop(running).accepted, 3);
 }
 
 #[test]
 fn the_connections_come_as_a_stream_that_keeps_the_limit_and_ends_with_the_shutdown() {
     let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let addr = listener.local_addr().unwrap().tcp().unwrap();
-    let (shutdown, thread) = run([listener], async |server: Server| {
+    let running = run([listener], async |server: Server| {
         let mut incoming = server.max_connections(1).incoming()?;
         let mut served = 0;
         while let Some(connection) = incoming.next().await {
@@ -99,8 +107,7 @@ fn the_connections_come_as_a_stream_that_keeps_the_limit_and_ends_with_the_shutd
     (&waiting)
         .read_exact(&mut [0; 6])
         .expect("its place is free");
-    drop(shutdown);
-    assert_eq!(thread.join().unwrap().unwrap(), 2);
+    assert_eq!(stop(running), 2);
     assert!(
         has_ended(&waiting),
         "the loop ends with its main future, and cancels the rest"

@@ -8,7 +8,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use tinyloop::{Connection, OnPanic, Server};
 
 use crate::server::{has_ended, observed};
-use crate::support::{Served, ask, connect, next};
+use crate::support::{Served, ask, connect, next, within_deadline};
 
 /// Answers, and panics or fails when it is told to.
 async fn obey(mut connection: Connection) -> io::Result<()> {
@@ -79,6 +79,6 @@ fn a_handlers_panic_comes_out_of_serve_if_that_is_asked_for() {
     assert!(has_ended(&panics));
     drop(panics);
     assert!(has_ended(&other));
-    let payload = thread.join().unwrap_err();
+    let payload = within_deadline(|| thread.join().unwrap_err());
     assert_eq!(payload.downcast_ref(), Some(&"told to"));
 }
