@@ -23,6 +23,10 @@ doc:
 bench *arguments:
     cargo run --release --locked --manifest-path benches/Cargo.toml -- {{arguments}}
 
+# Measure the event loop beside smol's bare executor.
+bench-runtime:
+    cargo run --release --locked --manifest-path benches/Cargo.toml --bin runtime
+
 # Run everything that decides whether a change lands.
 ci:
     bash .ci/run

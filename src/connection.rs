@@ -36,9 +36,9 @@ const WRITE_BURST: u32 = 2 * READ_BURST;
 /// What a read or write counts for at least: about the cost of its system call, in bytes copied.
 const CALL_COST: u32 = 2 * 1024;
 
-/// During a drain, a connection is idle when nothing went in or out for this long. Longer than a lost packet takes to
-/// be sent again on a local network, so that a transfer is not taken for idle.
-const QUIET: Duration = Duration::from_millis(250);
+/// During a drain, a connection is idle when nothing went in or out for this long. Long enough for lost packets to be
+/// sent again and for a peer to get its share of a busy machine, so that a transfer is not taken for idle.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A connection to a peer: TCP, or a Unix socket.
 ///
@@ -169,7 +169,7 @@ impl Connection {
         }
     }
 
-    /// Lets reads return end of input when the server drains and nothing went in or out for a quarter of a second.
+    /// Lets reads return end of input when the server drains and nothing went in or out for a second.
     ///
     /// For handlers whose peers may be silent between their requests, such as [`echo`](crate::echo): they come to
     /// their usual end, and a transfer that is under way is not cut. Does nothing on a connection that no server made.

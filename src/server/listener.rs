@@ -29,9 +29,9 @@ const BACKLOG: i32 = 4096;
 /// its own.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
-    /// The file of a Unix socket that we made.
+    /// The file of a Unix socket that we made. Removed before the socket is closed, when the path may be another's.
     file: Option<SocketFile>,
+    socket: Socket,
 }
 
 #[derive(Debug)]
@@ -199,13 +199,13 @@ pub(super) struct Listeners {
 
 /// A listener in the reactor.
 struct Serving {
+    /// Held for its drop, which comes before the socket's.
+    _file: Option<SocketFile>,
     socket: AsyncSocket,
     /// The last accept found nothing, so that an event comes before the next.
     waiting: bool,
     /// Until the kernel's queue was empty once.
     old_queue: Option<OldQueue>,
-    /// Held for its drop.
-    _file: Option<SocketFile>,
 }
 
 /// The connections that were complete before the listener had its options: they have inherited none.
