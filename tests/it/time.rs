@@ -277,7 +277,7 @@ fn a_drain_ends_at_its_deadline_on_the_test_clock() {
     });
 }
 
-/// `count` sleeps that are waited for, the last one to end first.
+/// `count` sleeps that are waited for, a nanosecond apart.
 async fn waiting_sleeps(count: u32) -> Vec<Sleep> {
     let mut sleeps: Vec<Sleep> = (0..count).map(|n| sleep(HOUR + n * NANOSECOND)).collect();
     poll_fn(|cx| {
@@ -334,13 +334,14 @@ fn cancelled_timers_do_not_accumulate() {
     });
 }
 
-/// How many system calls that set a timer or wake somebody the test around `F` makes, with so many timers.
-fn system_calls<F>(timers: u32, directory: &Path) -> usize {
+/// How often the test around `F` writes when it sets so many timers: a timer of smol's is set by a write to an eventfd.
+/// The calls of each look at the sockets would blur the count: now and then smol's helper thread looks instead.
+fn writes<F>(timers: u32, directory: &Path) -> usize {
     let trace = directory.join(format!("{timers} timers"));
     let test = test_alone::<F>();
     let mut strace = Command::new("strace");
     strace
-        .args(["-f", "-qq", "-e", "trace=write,timerfd_settime,epoll_ctl"])
+        .args(["-f", "-qq", "-e", "trace=write"])
         .arg("-o")
         .arg(&trace)
         .arg(test.get_program())
@@ -364,11 +365,11 @@ fn a_timer_that_is_not_the_earliest_costs_no_system_call() {
             return take_turns(timers.parse().unwrap());
         }
         let directory = TempDir::new("timers");
-        let without = system_calls::<F>(0, &directory.path(""));
-        let with = system_calls::<F>(1000, &directory.path(""));
+        let without = writes::<F>(0, &directory.path(""));
+        let with = writes::<F>(1000, &directory.path(""));
         // The loop wakes a few times more or less often.
         let difference = with.abs_diff(without);
-        assert!(difference < 300, "{with} with timers, {without} without");
+        assert!(difference < 50, "{with} with timers, {without} without");
     }
     // A thousand turns of the loop, with a timer set in each of the first ones, and half of them cancelled.
     compare(|timers: u32| {
