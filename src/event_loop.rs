@@ -39,6 +39,9 @@ const TURN: Duration = Duration::from_micros(100);
 const POLLS_PER_LOOK: u32 = 8;
 const SHORT_POLLS: Duration = Duration::from_micros(4);
 
+/// How many polls make a turn on a test clock, by which the same seed has to give the same turns.
+const TEST_TURN_POLLS: u32 = 16;
+
 /// Runs `main` on a new event loop and returns its result.
 ///
 /// Tasks that are still running when `main` ends are cancelled and dropped before `run` returns.
@@ -265,8 +268,16 @@ impl EventLoop {
         timers.set_recent(start);
         let (mut last_look, mut polls_to_look) = (start, 1);
         let mut ran = Ran::Nothing;
+        let mut test_polls = 0;
         while executor.try_tick() {
             ran = Ran::All;
+            if timers.is_for_tests() {
+                test_polls += 1;
+                if test_polls == TEST_TURN_POLLS {
+                    return Ran::Some;
+                }
+                continue;
+            }
             polls_to_look -= 1;
             if polls_to_look == 0 {
                 let now = Instant::now();

@@ -64,10 +64,6 @@ fn run(options: Options) -> io::Result<()> {
     // Before we say that we listen: whoever waits for that may send a signal at once.
     let signals = signal::signals([Signal::Int, Signal::Term])?;
 
-    for listener in &listeners {
-        output.line(format_args!("listening on {}", listener.local_addr()?));
-    }
-    output.flush(PATIENCE);
     match options.model {
         Model::Async => {
             let server = serve(
@@ -108,6 +104,7 @@ async fn serve(
     errors: &Output,
 ) -> io::Result<Report> {
     let monitor = options.monitor.map(monitor::serve).transpose()?;
+    announce(&listeners, output)?;
     if let Some(monitor) = &monitor {
         output.line(format_args!("monitor on {}", monitor.local_addr()));
         output.flush(PATIENCE);
@@ -141,6 +138,15 @@ async fn serve(
         .await
 }
 
+/// Says where we listen, before anybody is served.
+fn announce(listeners: &[Listener], output: &Output) -> io::Result<()> {
+    for listener in listeners {
+        output.line(format_args!("listening on {}", listener.local_addr()?));
+    }
+    output.flush(PATIENCE);
+    Ok(())
+}
+
 /// Resolves at the first signal. The second one ends the process at once.
 async fn shutdown(mut signals: Signals) {
     signals.next().await;
@@ -154,6 +160,7 @@ async fn shutdown(mut signals: Signals) {
 
 /// Starts one of the other two models, in threads of its own.
 fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> io::Result<()> {
+    announce(&listeners, output)?;
     let listeners = listeners
         .into_iter()
         .filter_map(Listener::into_tcp)

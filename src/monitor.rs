@@ -290,14 +290,14 @@ fn ps(tasks: &[TaskInfo]) -> String {
 const COLUMNS: [(&str, usize); 11] = [
     ("ID", 8),
     ("STATE", 7),
-    ("AGE", 12),
+    ("AGE", 9),
     ("POLLS", 9),
-    ("BUSY", 12),
-    ("LONGEST", 12),
+    ("BUSY", 9),
+    ("LONGEST", 9),
     ("NAME", 16),
     ("PEER", 24),
-    ("IN", 16),
-    ("OUT", 16),
+    ("IN", 12),
+    ("OUT", 12),
     ("SPAWNED AT", 32),
 ];
 

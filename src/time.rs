@@ -334,6 +334,11 @@ impl Timers {
         (entry.key().0 <= now).then(|| entry.remove())
     }
 
+    /// Whether this is a test clock. Then nothing may depend on real time, or a seed would not replay.
+    pub(crate) fn is_for_tests(&self) -> bool {
+        !matches!(self.clock, Clock::System)
+    }
+
     /// Lets a test clock jump to the next deadline. Returns whether it did: never for the system's clock.
     pub(crate) fn jump(&self) -> bool {
         match &self.clock {
