@@ -3,12 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::task::Poll;
-use std::thread::{self, ThreadId};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
@@ -16,43 +16,13 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
 use smol::channel;
 use tinyloop::{EventLoop, TimedOut, interval, now, sleep, sleep_until, spawn, timeout};
 
-use crate::support::{DEADLINE, within_deadline};
+use crate::support::{
+    DEADLINE, TellDrop, hold, panic_message, run, run_on_test_clock, within_deadline,
+};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// Runs `main` on a loop of its own, within the deadline.
-fn run<T: Send + 'static>(main: impl AsyncFnOnce() -> T + Send + 'static) -> T {
-    within_deadline(|| tinyloop::run(main()))
-}
-
-/// The same, on the clock that jumps.
-fn run_on_test_clock<T: Send + 'static>(main: impl AsyncFnOnce() -> T + Send + 'static) -> T {
-    within_deadline(|| EventLoop::with_test_clock().unwrap().run(main()))
-}
-
-/// Tells when, and on which thread, it is dropped.
-struct TellDrop(mpsc::Sender<ThreadId>);
-
-impl TellDrop {
-    fn new() -> (TellDrop, mpsc::Receiver<ThreadId>) {
-        let (sender, dropped) = mpsc::channel();
-        (TellDrop(sender), dropped)
-    }
-}
-
-impl Drop for TellDrop {
-    fn drop(&mut self) {
-        self.0.send(thread::current().id()).ok();
-    }
-}
-
-/// A future that holds `value` and never ends.
-async fn hold<T>(value: T) {
-    pending::<()>().await;
-    drop(value);
-}
 
 /// Runs `main` to its end, and counts how often it is polled.
 async fn count_polls<T>(main: impl Future<Output = T>) -> (T, u32) {
@@ -63,16 +33,6 @@ async fn count_polls<T>(main: impl Future<Output = T>) -> (T, u32) {
         main.as_mut().poll(cx).map(|result| (result, polls))
     })
     .await
-}
-
-fn panic_message<T>(action: impl FnOnce() -> T) -> String {
-    let payload = panic::catch_unwind(AssertUnwindSafe(action))
-        .err()
-        .expect("panics");
-    match payload.downcast::<String>() {
-        Ok(message) => *message,
-        Err(payload) => (*payload.downcast_ref::<&str>().unwrap()).to_owned(),
-    }
 }
 
 #[test]
