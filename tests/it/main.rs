@@ -4,6 +4,7 @@ mod binary;
 mod echo;
 mod event_loop;
 mod examples;
+mod faults;
 mod faulty_pipe;
 mod models;
 mod monitor;

@@ -1,0 +1,1 @@
+//! Connections that come and go, by the hundred thousand.

@@ -1,0 +1,1 @@
+//! A server with more clients than descriptors.

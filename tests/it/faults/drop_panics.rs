@@ -1,0 +1,1 @@
+//! Handlers whose state panics when it is dropped.

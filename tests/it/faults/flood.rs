@@ -1,0 +1,1 @@
+//! The tail of an old connection beside floods.

@@ -1,0 +1,1 @@
+//! Ten thousand connections on which nothing moves.

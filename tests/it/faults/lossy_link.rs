@@ -1,0 +1,1 @@
+//! A link that delays, loses, doubles and reorders.

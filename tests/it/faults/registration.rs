@@ -1,0 +1,1 @@
+//! The kernel refuses to watch a new connection.

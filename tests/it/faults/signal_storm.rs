@@ -1,0 +1,1 @@
+//! A thousand signals, of all the kinds that a process may get.

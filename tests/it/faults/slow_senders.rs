@@ -1,0 +1,1 @@
+//! A byte now and then, and ten thousand timers.

@@ -1,0 +1,1 @@
+//! Clients that stop for half a minute and then go on.
