@@ -8,7 +8,7 @@
 //! smol keeps one helper thread of its own, which looks at the sockets while no loop does.
 
 use std::borrow::Cow;
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -28,7 +28,7 @@ use futures_lite::future::yield_now;
 use smol::{LocalExecutor, Task, Timer};
 
 use crate::io_error;
-use crate::task_table::{Label, SlowPolls, TaskTable, Watched};
+use crate::task_table::{Label, SlowPolls, TaskTable, Watch, Watched};
 use crate::time::Timers;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
@@ -116,6 +116,12 @@ pub(crate) struct Inner {
     /// On as soon as somebody asked for it.
     table: OnceCell<TaskTable>,
     pub(crate) slow_polls: SlowPolls,
+    /// While the loop runs: where its main future is from.
+    main_place: Cell<Option<&'static Location<'static>>>,
+    /// The main future is being polled.
+    in_main: Cell<bool>,
+    /// The main future's line in the table.
+    main_watch: RefCell<Option<Watch>>,
 }
 
 impl Inner {
@@ -132,7 +138,36 @@ impl Inner {
 
     /// The task table, which is on from now on.
     pub(crate) fn table(&self) -> &TaskTable {
-        self.table.get_or_init(TaskTable::new)
+        self.table.get_or_init(|| {
+            let table = TaskTable::new();
+            self.watch_main(&table);
+            table
+        })
+    }
+
+    /// Enters the main future in the table, as what it is at this moment.
+    fn watch_main(&self, table: &TaskTable) {
+        let place = self.main_place.get();
+        let watch = place.map(|place| table.enter_main(place, self.in_main.get()));
+        self.main_watch.replace(watch);
+    }
+
+    /// Polls the main future, and notes what there is to note when the table is on.
+    fn poll_main<F: Future>(&self, main: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let watch = self.main_watch.take();
+        if let Some(mut watch) = watch {
+            let polled = watch.poll(main, cx, &self.slow_polls);
+            self.main_watch.replace(Some(watch));
+            return polled;
+        }
+        self.in_main.set(true);
+        let polled = main.poll(cx);
+        self.in_main.set(false);
+        // The main future has turned the table on in this very poll.
+        if let Some(watch) = &*self.main_watch.borrow() {
+            watch.end_poll(&self.slow_polls);
+        }
+        polled
     }
 
     pub(crate) fn table_if_on(&self) -> Option<&TaskTable> {
@@ -176,6 +211,9 @@ impl EventLoop {
             timers: Rc::new(timers),
             table: OnceCell::new(),
             slow_polls: SlowPolls::default(),
+            main_place: Cell::new(None),
+            in_main: Cell::new(false),
+            main_watch: RefCell::new(None),
         };
         Ok(EventLoop {
             inner: Rc::new(inner),
@@ -189,8 +227,8 @@ impl EventLoop {
     /// If `main` panics, or if a loop runs on this thread already.
     #[track_caller]
     pub fn run<T>(&self, main: impl Future<Output = T>) -> T {
-        let _running = Running::enter(&self.inner);
-        smol::block_on(self.turns(main, Location::caller()))
+        let _running = Running::enter(&self.inner, Location::caller());
+        smol::block_on(self.turns(main))
     }
 
     /// Starts a task on this loop, which runs when the loop does. As [`spawn`] otherwise.
@@ -199,36 +237,21 @@ impl EventLoop {
         self.inner.spawn(Label::new(Location::caller()), future)
     }
 
-    async fn turns<T>(
-        &self,
-        main: impl Future<Output = T>,
-        place: &'static Location<'static>,
-    ) -> T {
+    async fn turns<T>(&self, main: impl Future<Output = T>) -> T {
         let Inner {
-            executor,
-            timers,
-            table,
-            slow_polls,
+            executor, timers, ..
         } = &*self.inner;
         let mut main = pin!(main);
         let main_waker = MainWaker::new(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
         let waker = Waker::from(main_waker.clone());
         let mut cx = Context::from_waker(&waker);
-        let mut main_watch = None;
         let mut alarm = Alarm::new();
         let mut spin = Spin::default();
         loop {
-            if main_waker.take() {
-                let polled = match table.get() {
-                    None => main.as_mut().poll(&mut cx),
-                    Some(table) => {
-                        let watch = main_watch.get_or_insert_with(|| table.enter_main(place));
-                        watch.poll(main.as_mut(), &mut cx, slow_polls)
-                    }
-                };
-                if let Poll::Ready(result) = polled {
-                    return result;
-                }
+            if main_waker.take()
+                && let Poll::Ready(result) = self.inner.poll_main(main.as_mut(), &mut cx)
+            {
+                return result;
             }
             let ran = self.run_ready();
             let fired = timers.fire();
@@ -318,7 +341,7 @@ struct Running;
 
 impl Running {
     #[track_caller]
-    fn enter(event_loop: &Rc<Inner>) -> Running {
+    fn enter(event_loop: &Rc<Inner>, main_place: &'static Location<'static>) -> Running {
         let before = CURRENT.with_borrow(Option::is_some);
         assert!(
             !before,
@@ -326,6 +349,11 @@ impl Running {
         );
         CURRENT.set(Some(event_loop.clone()));
         Timers::set_current(Some(event_loop.timers.clone()));
+        event_loop.main_place.set(Some(main_place));
+        event_loop.in_main.set(false);
+        if let Some(table) = event_loop.table.get() {
+            event_loop.watch_main(table);
+        }
         Running
     }
 }
@@ -333,7 +361,9 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         Timers::set_current(None);
-        CURRENT.set(None);
+        if let Some(event_loop) = CURRENT.take() {
+            event_loop.main_watch.take();
+        }
     }
 }
 

@@ -182,15 +182,17 @@ impl TaskTable {
         lock(&self.shared.servers).push((addrs, Arc::downgrade(report)));
     }
 
-    /// Enters the main future.
-    pub(crate) fn enter_main(&self, place: &'static Location<'static>) -> Watch {
-        self.enter_with_id(
-            0,
-            Label {
-                name: Some("main".into()),
-                ..Label::new(place)
-            },
-        )
+    /// Enters the main future, which may be running.
+    pub(crate) fn enter_main(&self, place: &'static Location<'static>, running: bool) -> Watch {
+        let label = Label {
+            name: Some("main".into()),
+            ..Label::new(place)
+        };
+        let watch = self.enter_with_id(0, label);
+        if running {
+            watch.entry.begin_poll();
+        }
+        watch
     }
 
     fn enter(&self, label: Label) -> Watch {
@@ -392,6 +394,16 @@ impl Watch {
         drop(poll);
         result
     }
+
+    pub(crate) fn end_poll(&self, slow_polls: &SlowPolls) {
+        let entry = &self.entry;
+        if let Some(traffic) = self.traffic.as_ref().and_then(|read| read()) {
+            entry.bytes_in.store(traffic.bytes_in, Ordering::Relaxed);
+            entry.bytes_out.store(traffic.bytes_out, Ordering::Relaxed);
+        }
+        let duration = entry.end_poll();
+        slow_polls.check(entry, duration);
+    }
 }
 
 struct PollInProgress<'a> {
@@ -401,13 +413,7 @@ struct PollInProgress<'a> {
 
 impl Drop for PollInProgress<'_> {
     fn drop(&mut self) {
-        let entry = &self.watch.entry;
-        if let Some(traffic) = self.watch.traffic.as_ref().and_then(|read| read()) {
-            entry.bytes_in.store(traffic.bytes_in, Ordering::Relaxed);
-            entry.bytes_out.store(traffic.bytes_out, Ordering::Relaxed);
-        }
-        let duration = entry.end_poll();
-        self.slow_polls.check(entry, duration);
+        self.watch.end_poll(self.slow_polls);
     }
 }
 

@@ -41,8 +41,6 @@ impl Monitored {
         let thread = thread::spawn(move || {
             tinyloop::run(async {
                 let monitor = monitor::serve((Ipv4Addr::LOCALHOST, 0)).unwrap();
-                // The main future is in the table from its next poll on.
-                yield_now().await;
                 main().await;
                 tell_addr.send(monitor.local_addr()).unwrap();
                 has_ended.recv().await.unwrap_err();
@@ -515,8 +513,6 @@ fn a_task_that_wakes_itself_is_ready_after_its_poll() {
 fn a_task_is_known_by_its_name_its_place_and_a_number_of_its_own() {
     run(async || {
         let table = task_table();
-        // The main future is noted from its next poll on.
-        yield_now().await;
         let named = spawn_named("named", pending::<()>());
         let place = line!() - 1;
         let unnamed = spawn(pending::<()>());
@@ -540,7 +536,6 @@ fn the_table_knows_what_was_started_since_it_is_on_and_nothing_before() {
     run(async || {
         let before = spawn_named("before", pending::<()>());
         let table = task_table();
-        yield_now().await;
         let after = spawn_named("after", pending::<()>());
         let names: Vec<_> = table
             .tasks()
@@ -549,6 +544,35 @@ fn the_table_knows_what_was_started_since_it_is_on_and_nothing_before() {
             .collect();
         assert_eq!(names, ["main", "after"]);
         drop((before, after));
+    });
+}
+
+#[test]
+fn the_main_future_is_known_from_the_moment_the_table_is_on() {
+    run(async || {
+        let reports = Rc::new(RefCell::new(Vec::new()));
+        let told = reports.clone();
+        on_slow_poll(Duration::from_millis(10), move |slow| {
+            told.borrow_mut().push(slow.task.id);
+        });
+        let table = task_table();
+        let main = move || table.tasks().into_iter().find(|task| task.id == 0);
+        assert_eq!(main().unwrap().state, TaskState::Running);
+        thread::sleep(Duration::from_millis(20));
+        assert!(main().unwrap().longest_poll >= Duration::from_millis(20));
+        let state = spawn(async move { main().unwrap().state }).await;
+        assert_eq!(state, TaskState::Waiting);
+        assert_eq!(*reports.borrow(), [0]);
+    });
+}
+
+#[test]
+fn a_task_may_turn_the_table_on_while_the_main_future_waits() {
+    run(async || {
+        let tasks = spawn(async { task_table().tasks() }).await;
+        assert_eq!(tasks.len(), 1);
+        assert_eq!(tasks[0].name.as_deref(), Some("main"));
+        assert_ne!(tasks[0].state, TaskState::Running);
     });
 }
 
@@ -574,7 +598,6 @@ fn a_table_outlives_its_loop_and_is_empty_then() {
         let table = event_loop.run(async {
             let table = task_table();
             spawn(hold(held)).detach();
-            yield_now().await;
             table
         });
         assert_eq!(table.tasks().len(), 1, "a task that waits for the next run");
