@@ -3,28 +3,32 @@
 //! What makes servers fair and robust lives here, below every handler: a connection that is always ready lets the
 //! others run after a bounded burst, and one whose peer has gone silent or stopped reading ends with an error.
 
-use std::cell::{Cell, RefCell};
+mod stream;
+mod terms;
+
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpStream};
-use std::num::NonZeroU32;
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncRead, AsyncWrite, ready};
-use rustix::net::{RecvFlags, SendFlags};
-use slab::Slab;
 use smol::Async;
 
+use crate::address::{Address, CompactAddress};
 use crate::time::{self, Sleep};
+
+pub(crate) use stream::Stream;
+pub use terms::Closing;
+pub(crate) use terms::Terms;
 
 /// How many bytes a connection reads in a row before the others have their turn. Streaming gets faster with more, the
 /// tail of the others' latency longer.
@@ -35,10 +39,6 @@ const WRITE_BURST: u32 = 2 * READ_BURST;
 
 /// What a read or write counts for at least: about the cost of its system call, in bytes copied.
 const CALL_COST: u32 = 2 * 1024;
-
-/// During a drain, a connection is idle when nothing went in or out for this long. Long enough for lost packets to be
-/// sent again and for a peer to get its share of a busy machine, so that a transfer is not taken for idle.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// A connection to a peer: TCP, or a Unix socket.
 ///
@@ -57,7 +57,7 @@ pub struct Connection {
 pub(crate) struct Link {
     stream: Stream,
     id: u64,
-    peer_addr: PeerAddr,
+    peer_addr: CompactAddress,
     /// When it was opened, and when bytes last went in or out, in nanoseconds on the clock of its terms.
     opened: u64,
     last_activity: Cell<u64>,
@@ -69,7 +69,7 @@ pub(crate) struct Link {
     state: Cell<State>,
     timers: Cell<Option<Box<ConnectionTimers>>>,
     /// Where it stands among those whose input ends when the server drains.
-    draining_key: Cell<Option<NonZeroU32>>,
+    draining_key: Cell<Option<u32>>,
     terms: Rc<Terms>,
 }
 
@@ -117,11 +117,11 @@ impl Connection {
     pub(crate) fn new(stream: Stream, peer_addr: Address, terms: Rc<Terms>) -> Connection {
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
         let now = terms.nanos_now();
-        terms.open.set(terms.open.get() + 1);
+        terms.connected();
         let link = Link {
             stream,
             id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1,
-            peer_addr: PeerAddr::from(peer_addr),
+            peer_addr: CompactAddress::from(peer_addr),
             opened: now,
             last_activity: Cell::new(now),
             bytes_in: Cell::new(0),
@@ -163,10 +163,7 @@ impl Connection {
     /// Never resolves on a connection that no server made. May be awaited any number of times, and resolves at once
     /// if the server drains already.
     pub fn closing(&self) -> Closing {
-        Closing {
-            terms: self.link.terms.clone(),
-            key: None,
-        }
+        self.link.terms.clone().closing()
     }
 
     /// Lets reads return end of input when the server drains and nothing went in or out for a second.
@@ -174,16 +171,13 @@ impl Connection {
     /// For handlers whose peers may be silent between their requests, such as [`echo`](crate::echo): they come to
     /// their usual end, and a transfer that is under way is not cut. Does nothing on a connection that no server made.
     pub fn end_when_draining(&self) {
-        if self.link.draining_key.get().is_none() {
-            let key = self
-                .link
-                .terms
-                .draining
-                .borrow_mut()
-                .insert(Rc::downgrade(&self.link));
-            self.link
-                .draining_key
-                .set(u32::try_from(key + 1).ok().and_then(NonZeroU32::new));
+        let Link {
+            draining_key,
+            terms,
+            ..
+        } = &*self.link;
+        if draining_key.get().is_none() {
+            draining_key.set(Some(terms.add_draining(&self.link)));
         }
     }
 
@@ -194,18 +188,10 @@ impl Connection {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.terms.open.set(self.terms.open.get() - 1);
-        self.terms.ended.set(self.terms.ended.get() + 1);
         if let Some(key) = self.draining_key.get() {
-            self.terms
-                .draining
-                .borrow_mut()
-                .remove(key.get() as usize - 1);
+            self.terms.remove_draining(key);
         }
-        // Whoever is woken runs after this, when the stream is closed.
-        if let Some(waker) = self.terms.waiting_for_end.take() {
-            waker.wake();
-        }
+        self.terms.disconnected();
     }
 }
 
@@ -284,10 +270,7 @@ impl Link {
     }
 
     pub(crate) fn peer_addr(&self) -> Address {
-        match &self.peer_addr {
-            PeerAddr::V4(addr) => Address::Tcp(SocketAddr::V4(*addr)),
-            PeerAddr::Other(addr) => Address::clone(addr),
-        }
+        Address::from(&self.peer_addr)
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -562,285 +545,4 @@ pub(crate) struct Traffic {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) duration: Duration,
-}
-
-/// What a server and its connections know of each other.
-pub(crate) struct Terms {
-    idle_timeout: Option<Duration>,
-    stall_timeout: Option<Duration>,
-    /// Where the clock of its connections starts.
-    started: Instant,
-    closing: Cell<bool>,
-    /// Who waits for the server to begin its drain.
-    waiting: RefCell<Slab<Waker>>,
-    /// The connections whose input ends when the server drains and they are quiet.
-    draining: RefCell<Slab<Weak<Link>>>,
-    /// How many connections there are.
-    open: Cell<usize>,
-    /// How many there were before.
-    ended: Cell<u64>,
-    /// Who waits for a connection to end.
-    waiting_for_end: Cell<Option<Waker>>,
-}
-
-impl Terms {
-    pub(crate) fn new(idle_timeout: Option<Duration>, stall_timeout: Option<Duration>) -> Terms {
-        Terms {
-            idle_timeout,
-            stall_timeout,
-            started: time::recent(),
-            closing: Cell::new(false),
-            waiting: RefCell::default(),
-            draining: RefCell::default(),
-            open: Cell::new(0),
-            ended: Cell::new(0),
-            waiting_for_end: Cell::new(None),
-        }
-    }
-
-    fn nanos_now(&self) -> u64 {
-        self.nanos(time::recent())
-    }
-
-    fn nanos(&self, instant: Instant) -> u64 {
-        instant.saturating_duration_since(self.started).as_nanos() as u64
-    }
-
-    fn instant(&self, nanos: u64) -> Instant {
-        self.started + Duration::from_nanos(nanos)
-    }
-
-    /// How long ago `nanos` was.
-    fn since(&self, nanos: u64) -> Duration {
-        Duration::from_nanos(self.nanos_now().saturating_sub(nanos))
-    }
-
-    /// During a drain: ends the input of the connections that asked for it, as soon as each of them is quiet.
-    pub(crate) async fn end_quiet_connections(self: Rc<Terms>) {
-        loop {
-            let mut next = QUIET;
-            for (_, link) in self.draining.borrow().iter() {
-                let Some(link) = link.upgrade() else { continue };
-                // Who waits for its peer to read is in the middle of a transfer, however long the peer takes.
-                if link.writing.next.get() == Next::Wait {
-                    continue;
-                }
-                let quiet = self.since(link.last_activity.get());
-                match QUIET.checked_sub(quiet) {
-                    Some(rest) if !rest.is_zero() => next = next.min(rest),
-                    // What fails is broken, and its next read tells.
-                    _ => drop(link.stream.shutdown_read()),
-                }
-            }
-            time::sleep(next).await;
-        }
-    }
-
-    pub(crate) fn open(&self) -> usize {
-        self.open.get()
-    }
-
-    pub(crate) fn ended(&self) -> u64 {
-        self.ended.get()
-    }
-
-    /// Wakes `waker` when the next connection has ended and its descriptor is free.
-    pub(crate) fn wake_at_next_end(&self, waker: &Waker) {
-        self.waiting_for_end.set(Some(waker.clone()));
-    }
-
-    /// Resolves every [`Closing`], now and from now on.
-    pub(crate) fn close(&self) {
-        self.closing.set(true);
-        let waiting = self.waiting.take();
-        for (_, waker) in waiting {
-            waker.wake();
-        }
-    }
-}
-
-impl Default for Terms {
-    fn default() -> Terms {
-        Terms::new(None, None)
-    }
-}
-
-/// The future of [`Connection::closing`].
-#[must_use = "futures do nothing unless they are awaited"]
-pub struct Closing {
-    terms: Rc<Terms>,
-    /// Where our waker stands in the terms' list.
-    key: Option<usize>,
-}
-
-impl Future for Closing {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.terms.closing.get() {
-            self.key = None;
-            return Poll::Ready(());
-        }
-        let terms = self.terms.clone();
-        let mut waiting = terms.waiting.borrow_mut();
-        match self.key {
-            Some(key) => waiting[key].clone_from(cx.waker()),
-            None => self.key = Some(waiting.insert(cx.waker().clone())),
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        // After `Terms::close` the list is empty.
-        if let Some(key) = self.key {
-            self.terms.waiting.borrow_mut().try_remove(key);
-        }
-    }
-}
-
-impl fmt::Debug for Closing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Closing").finish_non_exhaustive()
-    }
-}
-
-/// Where a connection comes from, or where a server listens.
-///
-/// Displays as `127.0.0.1:25000`, `[::1]:25000` or `unix:/run/echo.sock`, with what could harm a terminal escaped.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Address {
-    /// An IP address and a TCP port.
-    Tcp(SocketAddr),
-    /// A Unix socket and its path. A client's socket rarely has one.
-    Unix(Option<PathBuf>),
-    /// None that the system could tell: the connection was broken by then, or is a test's and in memory.
-    Unknown,
-}
-
-impl Address {
-    /// The IP address and port, of a TCP address.
-    pub fn tcp(&self) -> Option<SocketAddr> {
-        match self {
-            Address::Tcp(addr) => Some(*addr),
-            _ => None,
-        }
-    }
-}
-
-impl From<SocketAddr> for Address {
-    fn from(addr: SocketAddr) -> Address {
-        Address::Tcp(addr)
-    }
-}
-
-impl From<std::os::unix::net::SocketAddr> for Address {
-    fn from(addr: std::os::unix::net::SocketAddr) -> Address {
-        Address::Unix(addr.as_pathname().map(PathBuf::from))
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Address::Tcp(addr) => addr.fmt(f),
-            Address::Unix(Some(path)) => {
-                write!(f, "unix:{}", path.to_string_lossy().escape_debug())
-            }
-            Address::Unix(None) => f.write_str("unix:unnamed"),
-            Address::Unknown => f.write_str("unknown"),
-        }
-    }
-}
-
-/// A peer's address in half the room: nearly all are IPv4 or few.
-enum PeerAddr {
-    V4(SocketAddrV4),
-    Other(Box<Address>),
-}
-
-impl From<Address> for PeerAddr {
-    fn from(addr: Address) -> PeerAddr {
-        match addr {
-            Address::Tcp(SocketAddr::V4(addr)) => PeerAddr::V4(addr),
-            addr => PeerAddr::Other(Box::new(addr)),
-        }
-    }
-}
-
-fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
-    let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::empty())?;
-    Ok(received)
-}
-
-fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    // Without a SIGPIPE, also for programs that have not turned it off.
-    Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?)
-}
-
-/// What carries the bytes.
-pub(crate) enum Stream {
-    Tcp(Async<TcpStream>),
-    Unix(Async<UnixStream>),
-    #[cfg(feature = "testing")]
-    Pipe(crate::testing::Pipe),
-}
-
-impl Stream {
-    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => receive(stream, buffer),
-            Stream::Unix(stream) => receive(stream, buffer),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.read(buffer),
-        }
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => send(stream, bytes),
-            Stream::Unix(stream) => send(stream, bytes),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.write(bytes),
-        }
-    }
-
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_readable(cx),
-            Stream::Unix(stream) => stream.poll_readable(cx),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.poll_readable(cx),
-        }
-    }
-
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_writable(cx),
-            Stream::Unix(stream) => stream.poll_writable(cx),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.poll_writable(cx),
-        }
-    }
-
-    fn shutdown_write(&self) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Write),
-            Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Write),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.shutdown_write(),
-        }
-    }
-
-    /// Lets reads return end of input after what has arrived already.
-    fn shutdown_read(&self) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Read),
-            Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Read),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.shutdown_read(),
-        }
-    }
 }

@@ -96,6 +96,7 @@
 //!
 //! [smol]: https://docs.rs/smol
 
+mod address;
 mod connection;
 mod echo;
 mod event_loop;
@@ -109,7 +110,8 @@ mod task_table;
 pub mod testing;
 mod time;
 
-pub use connection::{Address, Closing, Connection};
+pub use address::Address;
+pub use connection::{Closing, Connection};
 pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
 pub use event_loop::{EventLoop, run, spawn, spawn_named};
 pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Report, Server, WhenFull};

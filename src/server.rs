@@ -25,7 +25,8 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, Stream};
 use rustix::io::Errno;
 use smol::Task;
 
-use crate::connection::{Address, Connection, Link, State, Terms, Traffic};
+use crate::address::Address;
+use crate::connection::{Connection, Link, State, Terms, Traffic};
 use crate::event_loop::{self, spawn_named};
 use crate::io_error;
 use crate::task_group::TaskGroup;

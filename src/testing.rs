@@ -32,7 +32,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::connection::{Address, Connection, Stream};
+use crate::address::Address;
+use crate::connection::{Connection, Stream};
 use crate::server::Server;
 
 /// How many bytes one direction of a pipe holds before a write has to wait.

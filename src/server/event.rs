@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::connection::Address;
+use crate::address::Address;
 use crate::io_error::in_plain_words;
 
 use super::WhenFull;

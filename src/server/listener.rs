@@ -14,7 +14,8 @@ use std::task::{Context, Poll};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use smol::Async;
 
-use crate::connection::{Address, Stream};
+use crate::address::Address;
+use crate::connection::Stream;
 use crate::io_error;
 #[cfg(feature = "testing")]
 use crate::testing::Queue;
