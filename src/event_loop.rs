@@ -28,7 +28,7 @@ use futures_lite::future::yield_now;
 use smol::{LocalExecutor, Task, Timer};
 
 use crate::io_error;
-use crate::task_table::{Label, SlowPolls, TaskTable, Watch, Watched};
+use crate::task_table::{Label, SlowPoll, SlowPolls, TaskTable, Watch, Watched};
 use crate::time::Timers;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
@@ -71,7 +71,7 @@ pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     current("spawn").spawn(Label::new(Location::caller()), future)
 }
 
-/// As [`spawn`], with a name for the [task table](crate::task_table).
+/// As [`spawn`], with a name for the [task table](task_table).
 ///
 /// # Panics
 ///
@@ -86,6 +86,30 @@ pub fn spawn_named<T: 'static>(
         ..Label::new(Location::caller())
     };
     current("spawn_named").spawn(label, future)
+}
+
+/// The running loop's task table, which is on from now on: it knows the main future, and the tasks that are spawned
+/// after this call.
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn task_table() -> TaskTable {
+    current("task_table").table().clone()
+}
+
+/// Calls `report` after each poll on the running loop that took `threshold` or longer, and so kept all other tasks
+/// waiting. Turns the [`task_table`] on. A later call replaces an earlier one.
+///
+/// asyncio's debug mode reports from 100 ms on: [`SLOW_POLL`](crate::SLOW_POLL).
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn on_slow_poll(threshold: Duration, report: impl FnMut(&SlowPoll) + 'static) {
+    let event_loop = current("on_slow_poll");
+    event_loop.table();
+    event_loop.slow_polls.set(threshold, report);
 }
 
 /// The loop that runs on this thread.
@@ -115,7 +139,7 @@ pub(crate) struct Inner {
     timers: Rc<Timers>,
     /// On as soon as somebody asked for it.
     table: OnceCell<TaskTable>,
-    pub(crate) slow_polls: SlowPolls,
+    slow_polls: Rc<SlowPolls>,
     /// While the loop runs: where its main future is from.
     main_place: Cell<Option<&'static Location<'static>>>,
     /// The main future is being polled.
@@ -132,7 +156,10 @@ impl Inner {
     ) -> Task<T> {
         match self.table.get() {
             None => self.executor.spawn(future),
-            Some(table) => self.executor.spawn(Watched::new(table, label, future)),
+            Some(table) => {
+                let watched = Watched::new(table, label, &self.slow_polls, future);
+                self.executor.spawn(watched)
+            }
         }
     }
 
@@ -148,7 +175,8 @@ impl Inner {
     /// Enters the main future in the table, as what it is at this moment.
     fn watch_main(&self, table: &TaskTable) {
         let place = self.main_place.get();
-        let watch = place.map(|place| table.enter_main(place, self.in_main.get()));
+        let watch =
+            place.map(|place| table.enter_main(place, self.in_main.get(), &self.slow_polls));
         self.main_watch.replace(watch);
     }
 
@@ -156,7 +184,7 @@ impl Inner {
     fn poll_main<F: Future>(&self, main: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let watch = self.main_watch.take();
         if let Some(mut watch) = watch {
-            let polled = watch.poll(main, cx, &self.slow_polls);
+            let polled = watch.poll(main, cx);
             self.main_watch.replace(Some(watch));
             return polled;
         }
@@ -165,7 +193,7 @@ impl Inner {
         self.in_main.set(false);
         // The main future has turned the table on in this very poll.
         if let Some(watch) = &*self.main_watch.borrow() {
-            watch.end_poll(&self.slow_polls);
+            watch.end_poll();
         }
         polled
     }
@@ -210,7 +238,7 @@ impl EventLoop {
             executor: LocalExecutor::new(),
             timers: Rc::new(timers),
             table: OnceCell::new(),
-            slow_polls: SlowPolls::default(),
+            slow_polls: Rc::default(),
             main_place: Cell::new(None),
             in_main: Cell::new(false),
             main_watch: RefCell::new(None),

@@ -113,13 +113,11 @@ mod time;
 pub use address::Address;
 pub use connection::{Closing, Connection};
 pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
-pub use event_loop::{EventLoop, run, spawn, spawn_named};
+pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table};
 pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Report, Server, WhenFull};
 pub use smol::{Task, unblock};
 pub use task_group::TaskGroup;
-pub use task_table::{
-    ConnectionInfo, SLOW_POLL, SlowPoll, TaskInfo, TaskState, TaskTable, on_slow_poll, task_table,
-};
+pub use task_table::{ConnectionInfo, SLOW_POLL, SlowPoll, TaskInfo, TaskState, TaskTable};
 pub use time::{Interval, Sleep, TimedOut, interval, now, sleep, sleep_until, timeout};
 
 /// The README's examples, run as tests.

@@ -3,6 +3,8 @@
 //! It answers while a task blocks the loop, and shows which: it uses plain blocking sockets and threads, and neither
 //! the loop nor its reactor.
 
+mod request;
+
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,15 +15,14 @@ use std::time::Duration;
 
 use slab::Slab;
 
+use self::request::{REQUEST_MAX, Request};
+use crate::event_loop::task_table;
 use crate::io_error;
 use crate::server::Report;
-use crate::task_table::{TaskInfo, TaskState, TaskTable, task_table};
+use crate::task_table::{TaskInfo, TaskState, TaskTable};
 
 /// How many connections the monitor has at most. More are closed at once.
 const CONNECTIONS: usize = 8;
-
-/// The longest request, in bytes.
-const REQUEST_MAX: u64 = 256;
 
 /// The most bytes of HTTP headers that are read, and thrown away.
 const HEADERS_MAX: u64 = 16 * 1024;
@@ -177,7 +178,7 @@ fn converse(mut stream: &TcpStream, table: &TaskTable) -> io::Result<()> {
         let mut line = Vec::new();
         reader
             .by_ref()
-            .take(REQUEST_MAX)
+            .take(REQUEST_MAX as u64)
             .read_until(b'\n', &mut line)?;
         if line.is_empty() {
             return Ok(());
@@ -198,48 +199,6 @@ fn converse(mut stream: &TcpStream, table: &TaskTable) -> io::Result<()> {
                 stream.write_all(b"refused: a request is a line of text of at most 255 bytes\n")?;
                 return Ok(());
             }
-        }
-    }
-}
-
-/// A line that somebody sent to the monitor.
-#[derive(Debug, PartialEq)]
-enum Request<'a> {
-    Ps,
-    Stats,
-    Help,
-    Quit,
-    Http {
-        path: &'a str,
-    },
-    /// Text, but none of the above.
-    Unknown,
-    /// Too long, or no text.
-    Refused,
-}
-
-impl Request<'_> {
-    /// Reads a line, with its end unless it is the last.
-    fn parse(line: &[u8]) -> Request<'_> {
-        if line.len() as u64 == REQUEST_MAX && !line.ends_with(b"\n") {
-            return Request::Refused;
-        }
-        let is_text = |&byte: &u8| byte == b' ' || byte == b'\t' || byte.is_ascii_graphic();
-        let text = match std::str::from_utf8(line.trim_ascii_end()) {
-            Ok(text) if text.as_bytes().iter().all(is_text) => text.trim_start(),
-            _ => return Request::Refused,
-        };
-        match text {
-            "ps" => Request::Ps,
-            "stats" => Request::Stats,
-            "help" | "" => Request::Help,
-            "quit" => Request::Quit,
-            _ => match text.strip_prefix("GET ") {
-                Some(rest) => Request::Http {
-                    path: rest.split_ascii_whitespace().next().unwrap_or_default(),
-                },
-                None => Request::Unknown,
-            },
         }
     }
 }
@@ -383,38 +342,4 @@ fn metrics(tasks: &[TaskInfo], servers: &[(String, Report)]) -> String {
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_is_a_line_of_text() {
-        let cases: [(&[u8], Request<'_>); 12] = [
-            (b"ps\n", Request::Ps),
-            (b"  ps \r\n", Request::Ps),
-            (b"ps", Request::Ps),
-            (b"stats\n", Request::Stats),
-            (b"\n", Request::Help),
-            (b"quit\n", Request::Quit),
-            (
-                b"GET /metrics HTTP/1.1\r\n",
-                Request::Http { path: "/metrics" },
-            ),
-            (b"GET \n", Request::Unknown),
-            (b"PS\n", Request::Unknown),
-            (b"p\x1bs\n", Request::Refused),
-            (b"\xff\n", Request::Refused),
-            (&[b'p'; REQUEST_MAX as usize], Request::Refused),
-        ];
-        for (line, request) in cases {
-            assert_eq!(
-                Request::parse(line),
-                request,
-                "{:?}",
-                line.escape_ascii().to_string()
-            );
-        }
-    }
 }

@@ -1,8 +1,9 @@
 //! The task table: what is known of each task of a loop, when somebody asked for it.
 //!
-//! The table is off until [`task_table`] or [`on_slow_poll`] is called on its loop. Until then a task is spawned bare, and costs
-//! nothing more. From then on each new task is wrapped in a [`Watched`], which notes in the table what it does. The
-//! notes are atomic, so that another thread can read them while a task blocks the loop.
+//! The table is off until [`task_table`](crate::task_table()) or [`on_slow_poll`](crate::on_slow_poll) is called on its
+//! loop. Until then a task is spawned bare, and costs nothing more. From then on each new task is wrapped in a
+//! [`Watched`], which notes in the table what it does. The notes are atomic, so that another thread can read them while
+//! a task blocks the loop.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -10,6 +11,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::Location;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
@@ -19,32 +21,7 @@ use pin_project_lite::pin_project;
 use slab::Slab;
 
 use crate::connection::Traffic;
-use crate::event_loop;
 use crate::server::Report;
-
-/// The running loop's task table, which is on from now on: it knows the main future, and the tasks that are spawned
-/// after this call.
-///
-/// # Panics
-///
-/// Outside a running event loop.
-pub fn task_table() -> TaskTable {
-    event_loop::current("task_table").table().clone()
-}
-
-/// Calls `report` after each poll on the running loop that took `threshold` or longer, and so kept all other tasks
-/// waiting. Turns the [`task_table`] on. A later call replaces an earlier one.
-///
-/// asyncio's debug mode reports from 100 ms on: [`SLOW_POLL`].
-///
-/// # Panics
-///
-/// Outside a running event loop.
-pub fn on_slow_poll(threshold: Duration, report: impl FnMut(&SlowPoll) + 'static) {
-    let event_loop = event_loop::current("on_slow_poll");
-    event_loop.table();
-    event_loop.slow_polls.set(threshold, report);
-}
 
 /// The threshold of asyncio's debug mode (`loop.slow_callback_duration`): 100 ms.
 pub const SLOW_POLL: Duration = Duration::from_millis(100);
@@ -183,26 +160,29 @@ impl TaskTable {
     }
 
     /// Enters the main future, which may be running.
-    pub(crate) fn enter_main(&self, place: &'static Location<'static>, running: bool) -> Watch {
+    pub(crate) fn enter_main(
+        &self,
+        place: &'static Location<'static>,
+        running: bool,
+        slow_polls: &Rc<SlowPolls>,
+    ) -> Watch {
         let label = Label {
             name: Some("main".into()),
             ..Label::new(place)
         };
-        let watch = self.enter_with_id(0, label);
+        let watch = self.enter_with_id(0, label, slow_polls);
         if running {
             watch.entry.begin_poll();
         }
         watch
     }
 
-    fn enter(&self, label: Label) -> Watch {
-        self.enter_with_id(
-            self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1,
-            label,
-        )
+    fn enter(&self, label: Label, slow_polls: &Rc<SlowPolls>) -> Watch {
+        let id = self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        self.enter_with_id(id, label, slow_polls)
     }
 
-    fn enter_with_id(&self, id: u64, label: Label) -> Watch {
+    fn enter_with_id(&self, id: u64, label: Label, slow_polls: &Rc<SlowPolls>) -> Watch {
         let entry = Arc::new(Entry {
             id,
             name: label.name,
@@ -227,6 +207,7 @@ impl TaskTable {
             key,
             traffic: label.connection.map(|connection| connection.traffic),
             waker: None,
+            slow_polls: slow_polls.clone(),
         }
     }
 }
@@ -366,6 +347,7 @@ pub(crate) struct Watch {
     traffic: Option<ReadTraffic>,
     /// Made at the first poll: notes that the task is ready before it wakes it.
     waker: Option<Waker>,
+    slow_polls: Rc<SlowPolls>,
 }
 
 impl Watch {
@@ -374,7 +356,6 @@ impl Watch {
         &mut self,
         future: Pin<&mut F>,
         cx: &mut Context<'_>,
-        slow_polls: &SlowPolls,
     ) -> Poll<F::Output> {
         let entry = &self.entry;
         let note = || {
@@ -386,34 +367,28 @@ impl Watch {
         let waker = self.waker.get_or_insert_with(note).clone();
         self.entry.begin_poll();
         // Ends the poll in a panic, too.
-        let poll = PollInProgress {
-            watch: self,
-            slow_polls,
-        };
+        let poll = PollInProgress(self);
         let result = future.poll(&mut Context::from_waker(&waker));
         drop(poll);
         result
     }
 
-    pub(crate) fn end_poll(&self, slow_polls: &SlowPolls) {
+    pub(crate) fn end_poll(&self) {
         let entry = &self.entry;
         if let Some(traffic) = self.traffic.as_ref().and_then(|read| read()) {
             entry.bytes_in.store(traffic.bytes_in, Ordering::Relaxed);
             entry.bytes_out.store(traffic.bytes_out, Ordering::Relaxed);
         }
         let duration = entry.end_poll();
-        slow_polls.check(entry, duration);
+        self.slow_polls.check(entry, duration);
     }
 }
 
-struct PollInProgress<'a> {
-    watch: &'a Watch,
-    slow_polls: &'a SlowPolls,
-}
+struct PollInProgress<'a>(&'a Watch);
 
 impl Drop for PollInProgress<'_> {
     fn drop(&mut self) {
-        self.watch.end_poll(self.slow_polls);
+        self.0.end_poll();
     }
 }
 
@@ -449,10 +424,15 @@ pin_project! {
 }
 
 impl<F: Future> Watched<F> {
-    pub(crate) fn new(table: &TaskTable, label: Label, future: F) -> Watched<F> {
+    pub(crate) fn new(
+        table: &TaskTable,
+        label: Label,
+        slow_polls: &Rc<SlowPolls>,
+        future: F,
+    ) -> Watched<F> {
         Watched {
             future,
-            watch: table.enter(label),
+            watch: table.enter(label, slow_polls),
         }
     }
 }
@@ -462,8 +442,7 @@ impl<F: Future> Future for Watched<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let event_loop = event_loop::current("a task");
-        this.watch.poll(this.future, cx, &event_loop.slow_polls)
+        this.watch.poll(this.future, cx)
     }
 }
 
@@ -476,7 +455,7 @@ pub(crate) struct SlowPolls {
 }
 
 impl SlowPolls {
-    fn set(&self, threshold: Duration, report: impl FnMut(&SlowPoll) + 'static) {
+    pub(crate) fn set(&self, threshold: Duration, report: impl FnMut(&SlowPoll) + 'static) {
         self.watcher.replace(Some((threshold, Box::new(report))));
     }
 

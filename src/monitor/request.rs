@@ -1,0 +1,80 @@
+//! What may be asked of the monitor: a line of text.
+
+/// The longest request, in bytes, with its end.
+pub(super) const REQUEST_MAX: usize = 256;
+
+/// A line that somebody sent to the monitor.
+#[derive(Debug, PartialEq)]
+pub(super) enum Request<'a> {
+    Ps,
+    Stats,
+    Help,
+    Quit,
+    Http {
+        path: &'a str,
+    },
+    /// Text, but none of the above.
+    Unknown,
+    /// Too long, or no text.
+    Refused,
+}
+
+impl Request<'_> {
+    /// Reads a line of at most [`REQUEST_MAX`] bytes, with its end unless it is the last or too long.
+    pub(super) fn parse(line: &[u8]) -> Request<'_> {
+        if line.len() == REQUEST_MAX && !line.ends_with(b"\n") {
+            return Request::Refused;
+        }
+        let is_text = |&byte: &u8| byte == b' ' || byte == b'\t' || byte.is_ascii_graphic();
+        let text = match std::str::from_utf8(line.trim_ascii_end()) {
+            Ok(text) if text.as_bytes().iter().all(is_text) => text.trim_start(),
+            _ => return Request::Refused,
+        };
+        match text {
+            "ps" => Request::Ps,
+            "stats" => Request::Stats,
+            "help" | "" => Request::Help,
+            "quit" => Request::Quit,
+            _ => match text.strip_prefix("GET ") {
+                Some(rest) => Request::Http {
+                    path: rest.split_ascii_whitespace().next().unwrap_or_default(),
+                },
+                None => Request::Unknown,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_a_line_of_text() {
+        let cases: [(&[u8], Request<'_>); 12] = [
+            (b"ps\n", Request::Ps),
+            (b"  ps \r\n", Request::Ps),
+            (b"ps", Request::Ps),
+            (b"stats\n", Request::Stats),
+            (b"\n", Request::Help),
+            (b"quit\n", Request::Quit),
+            (
+                b"GET /metrics HTTP/1.1\r\n",
+                Request::Http { path: "/metrics" },
+            ),
+            (b"GET \n", Request::Unknown),
+            (b"PS\n", Request::Unknown),
+            (b"p\x1bs\n", Request::Refused),
+            (b"\xff\n", Request::Refused),
+            (&[b'p'; REQUEST_MAX], Request::Refused),
+        ];
+        for (line, request) in cases {
+            assert_eq!(
+                Request::parse(line),
+                request,
+                "{:?}",
+                line.escape_ascii().to_string()
+            );
+        }
+    }
+}
