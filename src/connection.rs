@@ -25,6 +25,7 @@ use smol::Async;
 
 use crate::address::{Address, CompactAddress};
 use crate::time::{self, Sleep};
+use crate::yielded;
 
 pub(crate) use stream::Stream;
 pub use terms::Closing;
@@ -86,8 +87,10 @@ struct Direction {
 enum Next {
     #[default]
     Try,
-    /// Let the others run first.
+    /// Let those run first that are ready.
     Yield,
+    /// Let those run first, too, that become ready meanwhile: it has had its burst.
+    GoLast,
     /// Wait for the event that was asked for. Without this, smol would report that event once more at the next wait,
     /// and cost a call that finds nothing.
     Wait,
@@ -302,8 +305,14 @@ impl Link {
                     // A short read has emptied the socket. By the time the others have run, the peer's next message
                     // may be here, and need not be waited for.
                     let emptied = n < buffer.len();
-                    if self.reading.spend(n, READ_BURST) || emptied {
-                        self.reading.yield_next();
+                    let burst_is_over = self.reading.spend(n, READ_BURST);
+                    if burst_is_over || emptied {
+                        let next = if burst_is_over {
+                            Next::GoLast
+                        } else {
+                            Next::Yield
+                        };
+                        self.reading.yield_next(next);
                         self.writing.burst.set(0);
                     }
                     return Poll::Ready(Ok(n));
@@ -311,7 +320,7 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // The first time after a burst, the others have their turn before we wait: see above.
                     if self.reading.burst.get() > 0 {
-                        self.reading.yield_next();
+                        self.reading.yield_next(Next::Yield);
                         ready!(self.reading.poll_turn(cx));
                     }
                     self.reading.next.set(Next::Wait);
@@ -344,7 +353,7 @@ impl Link {
                     self.last_activity.set(self.terms.nanos_now());
                     self.end_stall();
                     if self.writing.spend(n, WRITE_BURST) {
-                        self.writing.yield_next();
+                        self.writing.yield_next(Next::GoLast);
                     }
                     return Poll::Ready(Ok(n));
                 }
@@ -458,13 +467,14 @@ fn poll_timer(
 }
 
 impl Direction {
-    /// Lets the others run first, if that is due: a task that wakes itself comes after all that are ready.
+    /// Lets the others run first, if that is due.
     fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.next.get() != Next::Yield {
-            return Poll::Ready(());
+        match self.next.get() {
+            Next::Yield => cx.waker().wake_by_ref(),
+            Next::GoLast => yielded::wake_last(cx.waker()),
+            Next::Try | Next::Wait => return Poll::Ready(()),
         }
         self.next.set(Next::Try);
-        cx.waker().wake_by_ref();
         Poll::Pending
     }
 
@@ -475,8 +485,8 @@ impl Direction {
         self.burst.get() >= burst
     }
 
-    fn yield_next(&self) {
-        self.next.set(Next::Yield);
+    fn yield_next(&self, next: Next) {
+        self.next.set(next);
         self.burst.set(0);
     }
 }

@@ -30,6 +30,7 @@ use smol::{LocalExecutor, Task, Timer};
 use crate::io_error;
 use crate::task_table::{Label, SlowPoll, SlowPolls, TaskTable, Watch, Watched};
 use crate::time::Timers;
+use crate::yielded;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
 /// shorter costs system calls: a look is five of them in smol's reactor.
@@ -320,7 +321,15 @@ impl EventLoop {
         let (mut last_look, mut polls_to_look) = (start, 1);
         let mut ran = Ran::Nothing;
         let mut test_polls = 0;
-        while executor.try_tick() {
+        // One that goes last has a share of each turn, also when others are always ready.
+        yielded::wake_next();
+        loop {
+            if !executor.try_tick() {
+                if yielded::wake_next() {
+                    continue;
+                }
+                return ran;
+            }
             ran = Ran::All;
             if timers.is_for_tests() {
                 test_polls += 1;
@@ -345,7 +354,6 @@ impl EventLoop {
                 last_look = now;
             }
         }
-        ran
     }
 }
 
@@ -377,6 +385,7 @@ impl Running {
         );
         CURRENT.set(Some(event_loop.clone()));
         Timers::set_current(Some(event_loop.timers.clone()));
+        yielded::begin();
         event_loop.main_place.set(Some(main_place));
         event_loop.in_main.set(false);
         if let Some(table) = event_loop.table.get() {
@@ -388,6 +397,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        yielded::end();
         Timers::set_current(None);
         if let Some(event_loop) = CURRENT.take() {
             event_loop.main_watch.take();

@@ -109,6 +109,7 @@ mod task_table;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
+mod yielded;
 
 pub use address::Address;
 pub use connection::{Closing, Connection};

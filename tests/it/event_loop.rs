@@ -11,10 +11,11 @@ use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_lite::future::yield_now;
+use futures_lite::future::{yield_now, zip};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
 use smol::channel;
-use tinyloop::{EventLoop, TimedOut, interval, now, sleep, sleep_until, spawn, timeout};
+use tinyloop::testing::{Faults, pipe};
+use tinyloop::{EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn, timeout};
 
 use crate::support::{
     DEADLINE, TellDrop, hold, panic_message, run, run_on_test_clock, within_deadline,
@@ -376,6 +377,98 @@ fn a_task_that_is_always_ready_starves_neither_timers_nor_sockets() {
         accepted.read_exact(&mut message).await.unwrap();
         assert_eq!(&message, b"hello");
         client.await.unwrap();
+    });
+}
+
+#[test]
+fn a_transfer_has_its_share_beside_tasks_that_are_always_ready() {
+    run(async || {
+        for _ in 0..3 {
+            spawn(async {
+                loop {
+                    yield_now().await;
+                }
+            })
+            .detach();
+        }
+        let (connection, peer) = pipe(Faults::none());
+        let echo = spawn(async move { tinyloop::echo(connection, b"").await });
+        let sent = vec![b'x'; 1_000_000];
+        let mut received = vec![0; sent.len()];
+        let (mut reader, mut writer) = (&peer, &peer);
+        let (read, written) = zip(reader.read_exact(&mut received), writer.write_all(&sent)).await;
+        read.and(written).unwrap();
+        assert!(received == sent);
+        drop((peer, echo));
+    });
+}
+
+#[test]
+fn a_connection_that_has_had_its_burst_goes_after_those_that_become_ready() {
+    // On the test clock, whose turns are counted in polls, so that all of this is one turn.
+    run_on_test_clock(async || {
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let (event, happens) = channel::bounded(1);
+        let mut tasks = vec![spawn({
+            let log = log.clone();
+            async move {
+                happens.recv().await.unwrap();
+                log.borrow_mut().push("woken");
+            }
+        })];
+        for is_last in [false, false, true] {
+            let (mut connection, mut peer) = pipe(Faults::none());
+            let mut burst = vec![0; 64 * 1024];
+            peer.write_all(&burst).await.unwrap();
+            let (log, event) = (log.clone(), event.clone());
+            tasks.push(spawn(async move {
+                connection.read_exact(&mut burst).await.unwrap();
+                log.borrow_mut().push("burst");
+                if is_last {
+                    event.try_send(()).unwrap();
+                }
+                assert_eq!(connection.read(&mut burst).await.unwrap(), 0);
+                log.borrow_mut().push("goes on");
+            }));
+        }
+        for task in tasks {
+            task.await;
+        }
+        let bursts = ["burst"; 3].into_iter();
+        let rest = ["woken", "goes on", "goes on", "goes on"];
+        assert_eq!(*log.borrow(), bursts.chain(rest).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn those_that_go_last_go_on_in_the_next_run() {
+    within_deadline(|| {
+        let event_loop = EventLoop::with_test_clock().unwrap();
+        let bursts = Rc::new(Cell::new(0));
+        let tasks = event_loop.run(async {
+            let mut tasks = Vec::new();
+            for _ in 0..20 {
+                let (mut connection, mut peer) = pipe(Faults::none());
+                let mut burst = vec![0; 64 * 1024];
+                peer.write_all(&burst).await.unwrap();
+                let bursts = bursts.clone();
+                tasks.push(spawn(async move {
+                    connection.read_exact(&mut burst).await.unwrap();
+                    bursts.set(bursts.get() + 1);
+                    connection.read(&mut burst).await.unwrap()
+                }));
+            }
+            while bursts.get() == 0 {
+                yield_now().await;
+            }
+            tasks
+        });
+        assert!(!tasks.iter().all(Task::is_finished));
+        event_loop.run(async {
+            for task in tasks {
+                assert_eq!(task.await, 0);
+            }
+        });
     });
 }
 
