@@ -36,6 +36,18 @@ async fn count_polls<T>(main: impl Future<Output = T>) -> (T, u32) {
     .await
 }
 
+/// Starts tasks that are always ready, so that the loop is never idle.
+fn spawn_restless_tasks() {
+    for _ in 0..3 {
+        let restless = async {
+            loop {
+                yield_now().await;
+            }
+        };
+        spawn(restless).detach();
+    }
+}
+
 #[test]
 fn futures_need_not_be_send() {
     run(async || {
@@ -356,14 +368,7 @@ fn wakers_work_on_other_threads_and_after_the_loop_is_gone() {
 #[test]
 fn a_task_that_is_always_ready_starves_neither_timers_nor_sockets() {
     run(async || {
-        for _ in 0..3 {
-            spawn(async {
-                loop {
-                    yield_now().await;
-                }
-            })
-            .detach();
-        }
+        spawn_restless_tasks();
         sleep(MILLISECOND).await;
         let listener = async_net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -383,14 +388,7 @@ fn a_task_that_is_always_ready_starves_neither_timers_nor_sockets() {
 #[test]
 fn a_transfer_has_its_share_beside_tasks_that_are_always_ready() {
     run(async || {
-        for _ in 0..3 {
-            spawn(async {
-                loop {
-                    yield_now().await;
-                }
-            })
-            .detach();
-        }
+        spawn_restless_tasks();
         let (connection, peer) = pipe(Faults::none());
         let echo = spawn(async move { tinyloop::echo(connection, b"").await });
         let sent = vec![b'x'; 1_000_000];
