@@ -31,6 +31,19 @@ bench *arguments:
 bench-runtime:
     cargo run --release --locked --manifest-path benches/Cargo.toml --bin runtime
 
+# Draw docs/recording/blocked.svg anew, from the real program: needs python3 and nc.
+recording:
+    cargo build --release --locked --example blocked
+    python3 docs/recording/record.py target/release/examples/blocked
+
+# Write the man page and the shell completions, or see whether they are up to date: just packaging --check.
+packaging *arguments:
+    cargo run --locked --manifest-path packaging/Cargo.toml -- {{arguments}}
+
+# Build target/debian/tinyloop_*.deb. Once before: cargo install cargo-deb --locked.
+deb:
+    cargo deb --locked
+
 # Run everything that decides whether a change lands.
 ci:
     bash .ci/run

@@ -2,7 +2,7 @@
 //!
 //! For small tools that serve, probe or wait for several things at once, and want an accept loop, limits, a shutdown
 //! and fairness that are right without a large runtime. Everything runs on one thread, so tasks and handlers need not
-//! be `Send` and may share data in an `Rc`.
+//! be `Send` and may share data in an `Rc`. The [`tutorial`] begins with a blocking loop in std.
 //!
 //! # A server
 //!
@@ -120,6 +120,10 @@ pub use smol::{Task, unblock};
 pub use task_group::TaskGroup;
 pub use task_table::{ConnectionInfo, SLOW_POLL, SlowPoll, TaskInfo, TaskState, TaskTable};
 pub use time::{Interval, Sleep, TimedOut, interval, now, sleep, sleep_until, timeout};
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/tutorial.md")]
+pub mod tutorial {}
 
 /// The README's examples, run as tests.
 #[cfg(doctest)]

@@ -12,6 +12,17 @@ use tinyloop::{Framing, WhenFull};
 /// The longest prefix, in bytes.
 const PREFIX_MAX: usize = 1024;
 
+/// The values of options that have a few to choose from. The shells' completions offer them, too.
+pub(crate) const MODELS: [(&str, Model); 3] = [
+    ("async", Model::Async),
+    ("threaded", Model::Threaded),
+    ("sequential", Model::Sequential),
+];
+pub(crate) const FRAMINGS: [(&str, Framing); 2] =
+    [("chunk", Framing::Chunk), ("line", Framing::Line)];
+pub(crate) const WHEN_FULL: [(&str, WhenFull); 2] =
+    [("wait", WhenFull::Wait), ("reject", WhenFull::Reject)];
+
 /// An echo server: it answers every chunk that it receives with a prefix and the chunk.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(help_triggers("-h", "--help"))]
@@ -171,14 +182,7 @@ impl FromStr for Model {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Model, String> {
-        one_of(
-            text,
-            &[
-                ("async", Model::Async),
-                ("threaded", Model::Threaded),
-                ("sequential", Model::Sequential),
-            ],
-        )
+        one_of(text, &MODELS)
     }
 }
 
@@ -252,14 +256,11 @@ fn monitor(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn framing(text: &str) -> Result<Framing, String> {
-    one_of(text, &[("chunk", Framing::Chunk), ("line", Framing::Line)])
+    one_of(text, &FRAMINGS)
 }
 
 fn when_full(text: &str) -> Result<WhenFull, String> {
-    one_of(
-        text,
-        &[("wait", WhenFull::Wait), ("reject", WhenFull::Reject)],
-    )
+    one_of(text, &WHEN_FULL)
 }
 
 fn connections(text: &str) -> Result<usize, String> {

@@ -1,0 +1,15 @@
+# Written by packaging/src/main.rs from src/cli/args.rs: change it there.
+complete -c tinyloop -f
+complete -c tinyloop -s h -l help -d 'display usage information'
+complete -c tinyloop -s l -l listen -x -d 'where to listen'
+complete -c tinyloop -s p -l prefix -x -d 'what stands before each chunk of a reply, up to 1,024 bytes'
+complete -c tinyloop -s m -l model -x -a 'async threaded sequential' -d 'how connections are served'
+complete -c tinyloop -l framing -x -a 'chunk line' -d 'where the prefix goes'
+complete -c tinyloop -l max-connections -x -d 'how many connections may be open'
+complete -c tinyloop -l when-full -x -a 'wait reject' -d 'what happens to more'
+complete -c tinyloop -l idle-timeout -x -d 'end connections without traffic for so long'
+complete -c tinyloop -l stall-timeout -x -d 'end connections whose peer has not read for so long'
+complete -c tinyloop -l drain -x -d 'how long open connections may go on after SIGINT or SIGTERM'
+complete -c tinyloop -l monitor -x -d 'serve the task table and the counters there, for nc and Prometheus'
+complete -c tinyloop -s q -l quiet -d 'print no line for each connection'
+complete -c tinyloop -l version -d 'print the version'

@@ -1,0 +1,102 @@
+//! The man page and the completions: that they know the program's options, and that their readers understand them.
+
+use std::process::Command;
+
+use crate::support::Program;
+
+const MAN_PAGE: &str = include_str!("../../packaging/tinyloop.1");
+const BASH: &str = include_str!("../../packaging/completions/tinyloop.bash");
+const ZSH: &str = include_str!("../../packaging/completions/_tinyloop");
+const FISH: &str = include_str!("../../packaging/completions/tinyloop.fish");
+
+/// What a command prints, when it has nothing to complain about.
+fn output(command: &mut Command) -> String {
+    let output = command.output().expect("is installed");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert!(
+        output.status.success() && stderr.is_empty(),
+        "{stdout}{stderr}"
+    );
+    stdout
+}
+
+/// The options of `--help`, each with its names.
+fn options() -> Vec<Vec<String>> {
+    let help = output(Program::command().arg("--help"));
+    let (_, options) = help.split_once("Options:\n").unwrap();
+    let options = options.lines().filter(|line| line.starts_with("  -"));
+    options
+        .map(|line| {
+            let names = line
+                .split_whitespace()
+                .take_while(|word| word.starts_with('-'));
+            names
+                .map(|name| name.trim_end_matches(',').to_owned())
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_option_is_in_the_man_page_and_in_the_completions() {
+    let options = options();
+    assert_eq!(options[0], ["-l", "--listen"]);
+    for names in options {
+        let in_mdoc: Vec<String> = names
+            .iter()
+            .map(|name| format!("Fl {}", &name[1..]))
+            .collect();
+        let item = format!("\n.It {}", in_mdoc.join(" , "));
+        assert!(MAN_PAGE.contains(&item), "the man page has no {names:?}");
+
+        for completions in [BASH, ZSH] {
+            let is_in_name = |c: char| c.is_alphanumeric() || c == '-';
+            let words = completions.split(|c| !is_in_name(c)).collect::<Vec<_>>();
+            for name in &names {
+                assert!(words.contains(&name.as_str()), "no {name} in {completions}");
+            }
+        }
+        let in_fish: String = names
+            .iter()
+            .map(|name| match name.strip_prefix("--") {
+                Some(long) => format!(" -l {long}"),
+                None => format!(" -s {}", &name[1..]),
+            })
+            .collect();
+        let complete = format!("complete -c tinyloop{in_fish} ");
+        assert!(FISH.contains(&complete), "no {names:?} in {FISH}");
+    }
+}
+
+#[test]
+#[ignore = "needs mandoc"]
+fn mandoc_finds_no_fault_in_the_man_page() {
+    output(Command::new("mandoc").args(["-Tlint", "-Wwarning", "packaging/tinyloop.1"]));
+}
+
+#[test]
+#[ignore = "needs bash, fish and zsh"]
+fn the_shells_complete_options_and_their_values() {
+    let bash = |words: &str| {
+        let complete = format!(
+            "source packaging/completions/tinyloop.bash; COMP_WORDS=(tinyloop {words} ''); \
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _tinyloop; echo \"${{COMPREPLY[@]}}\""
+        );
+        output(Command::new("bash").args(["-c", &complete]))
+    };
+    let fish = |words: &str| {
+        let complete = format!(
+            "source packaging/completions/tinyloop.fish; complete -C 'tinyloop {words} ' | cut -f1"
+        );
+        let lines = output(Command::new("fish").args(["-c", &complete]));
+        lines.replace('\n', " ").trim_end().to_owned() + "\n"
+    };
+    assert_eq!(bash("--framing"), "chunk line\n");
+    assert_eq!(fish("--framing"), "chunk line\n");
+    assert_eq!(bash("-m ="), "async threaded sequential\n");
+    assert_eq!(bash("--drain"), "\n");
+    assert_eq!(fish("--drain"), "\n");
+    assert!(bash("-q").contains(" --drain "));
+    output(Command::new("zsh").args(["-n", "packaging/completions/_tinyloop"]));
+}
