@@ -5,6 +5,7 @@ mod cli;
 use std::env;
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures_lite::StreamExt;
@@ -132,7 +133,8 @@ async fn serve(
         server = server.idle_timeout(timeout);
     }
     // For all connections and as long as the process.
-    let (prefix, framing): (&'static str, _) = (options.prefix.0.leak(), options.framing);
+    static PREFIX: OnceLock<String> = OnceLock::new();
+    let (prefix, framing) = (PREFIX.get_or_init(|| options.prefix.0), options.framing);
     server
         .serve(move |connection| tinyloop::echo_framed(connection, prefix.as_bytes(), framing))
         .await

@@ -79,7 +79,7 @@ impl Drop for Monitored {
 }
 
 /// Sends a request and `quit`, and reads the answer to the end.
-fn ask_monitor(addr: SocketAddr, request: &str) -> String {
+pub(crate) fn ask_monitor(addr: SocketAddr, request: &str) -> String {
     let mut stream = connect(addr);
     stream
         .write_all(format!("{request}\nquit\n").as_bytes())

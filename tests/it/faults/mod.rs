@@ -10,6 +10,7 @@ mod drop_panics;
 mod flood;
 mod idle_crowd;
 mod lossy_link;
+mod memory_checked;
 mod registration;
 mod signal_storm;
 mod slow_senders;
