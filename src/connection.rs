@@ -27,6 +27,8 @@ use crate::address::{Address, CompactAddress};
 use crate::time::{self, Sleep};
 use crate::yielded;
 
+use terms::DrainingKey;
+
 pub(crate) use stream::Stream;
 pub use terms::Closing;
 pub(crate) use terms::Terms;
@@ -70,7 +72,7 @@ pub(crate) struct Link {
     state: Cell<State>,
     timers: Cell<Option<Box<ConnectionTimers>>>,
     /// Where it stands among those whose input ends when the server drains.
-    draining_key: Cell<Option<u32>>,
+    draining_key: Cell<Option<DrainingKey>>,
     terms: Rc<Terms>,
 }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -17,6 +18,11 @@ use super::{Link, Next};
 /// During a drain, a connection is idle when nothing went in or out for this long. Long enough for lost packets to be
 /// sent again and for a peer to get its share of a busy machine, so that a transfer is not taken for idle.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Where a connection stands among those whose input ends during a drain, and one more: every connection has room for
+/// one, which this halves.
+#[derive(Clone, Copy)]
+pub(super) struct DrainingKey(NonZeroU32);
 
 /// What a server and its connections know of each other.
 pub(crate) struct Terms {
@@ -81,14 +87,15 @@ impl Terms {
         }
     }
 
-    /// Adds `link` to those whose input ends during a drain. Returns its key there.
-    pub(super) fn add_draining(&self, link: &Rc<Link>) -> u32 {
+    /// Adds `link` to those whose input ends during a drain.
+    pub(super) fn add_draining(&self, link: &Rc<Link>) -> DrainingKey {
         let key = self.draining.borrow_mut().insert(Rc::downgrade(link));
-        u32::try_from(key).expect("each has a descriptor, which is an int")
+        let key = u32::try_from(key + 1).ok().and_then(NonZeroU32::new);
+        DrainingKey(key.expect("each has a descriptor, which is an int"))
     }
 
-    pub(super) fn remove_draining(&self, key: u32) {
-        self.draining.borrow_mut().remove(key as usize);
+    pub(super) fn remove_draining(&self, DrainingKey(key): DrainingKey) {
+        self.draining.borrow_mut().remove(key.get() as usize - 1);
     }
 
     /// During a drain: ends the input of the connections that asked for it, as soon as each of them is quiet.

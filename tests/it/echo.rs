@@ -10,6 +10,7 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use tinyloop::{CHUNK, Connection, Framing, Server, spawn};
 
+use crate::process::processor_time;
 use crate::support::{
     DEADLINE, Program, Served, ask, connect, echo, exchange, read_to_end, within_deadline,
 };
@@ -349,24 +350,6 @@ fn a_reset_right_after_connecting_harms_nobody() {
     assert_eq!(server.stop().unwrap().accepted, 102);
 }
 
-/// What the processor has spent on a process so far.
-#[cfg(target_os = "linux")]
-fn processor_time(program: &Program) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", program.pid())).unwrap();
-    // Behind the name, in parentheses, which may hold anything: user and system time, in hundredths of a second.
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    let ticks = |field| {
-        fields
-            .split(' ')
-            .nth(field)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-    };
-    Duration::from_millis(10 * (ticks(11) + ticks(12)))
-}
-
-#[cfg(target_os = "linux")]
 #[test]
 fn urgent_data_comes_back_in_line_and_keeps_nobody_busy() {
     let program = Program::start(&["-l", "127.0.0.1:0", "--idle-timeout", "1"]);
@@ -380,12 +363,12 @@ fn urgent_data_comes_back_in_line_and_keeps_nobody_busy() {
     net::send(&stream, b"?", SendFlags::OOB).unwrap();
     exchange(&stream, b"", b"Got: ?");
 
-    let (start, used) = (Instant::now(), processor_time(&program));
+    let (start, used) = (Instant::now(), processor_time(program.pid()));
     for _ in 0..50 {
         assert_eq!(ask(&bystander, "still here"), "Got: still here");
     }
     assert_eq!(read_to_end(&stream), b"", "the idle timeout ends it");
-    let (elapsed, used) = (start.elapsed(), processor_time(&program) - used);
+    let (elapsed, used) = (start.elapsed(), processor_time(program.pid()) - used);
     assert!(used < elapsed / 2, "{used:?} of {elapsed:?}");
     program.stop();
 }

@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use futures_lite::future::{poll_once, yield_now};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use rustix::process::getpid;
 use tinyloop::testing::{self, Faults};
 use tinyloop::{Sleep, TimedOut, interval, now, sleep, sleep_until, spawn, timeout};
 
+use crate::process::resident_bytes;
 use crate::support::{
     Program, TellDrop, TempDir, hold, in_a_process_of_its_own, run, run_on_test_clock, test_alone,
 };
@@ -307,13 +309,6 @@ fn a_million_timers_end_in_order() {
     });
 }
 
-/// The memory of this process, in bytes.
-fn resident_bytes() -> usize {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
-}
-
 #[test]
 fn cancelled_timers_do_not_accumulate() {
     in_a_process_of_its_own(|| {
@@ -325,8 +320,8 @@ fn cancelled_timers_do_not_accumulate() {
                 // The loop sleeps and wakes in between, as in life.
                 sleep(10 * Duration::from_micros(1)).await;
                 match round {
-                    4 => most = resident_bytes() + 4 * 1024 * 1024,
-                    5.. => assert!(resident_bytes() < most, "grows"),
+                    4 => most = resident_bytes(getpid()) + 4 * 1024 * 1024,
+                    5.. => assert!(resident_bytes(getpid()) < most, "grows"),
                     _ => {}
                 }
             }
