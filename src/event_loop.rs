@@ -63,6 +63,7 @@ pub fn run<T>(main: impl Future<Output = T>) -> T {
 ///
 /// The future need not be `Send`. Dropping the [`Task`] cancels it, [`Task::detach`] lets it run on its own, and
 /// awaiting it gives its result, or its panic. A task's panic reaches whoever awaits it and nobody else.
+/// But a value that panics when it is dropped with a cancelled task ends the process.
 ///
 /// # Panics
 ///

@@ -7,7 +7,7 @@ mod event;
 mod listener;
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use async_net::AsyncToSocketAddrs;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, Stream};
+use pin_project_lite::pin_project;
 use rustix::io::Errno;
 use smol::Task;
 
@@ -308,6 +309,10 @@ impl Server {
     ///
     /// Dropping the future closes the listeners and cancels all connections.
     ///
+    /// A value in the handler that panics when it is dropped is a panic of the handler, too: its connection counts as
+    /// panicked and the others go on, whether the handler has returned or is cancelled. But when it is another panic
+    /// that drops the value, Rust ends the process, as it does everywhere.
+    ///
     /// # Errors
     ///
     /// If the listener itself is broken. The open connections are drained first.
@@ -440,17 +445,17 @@ impl<H: Handler> Connections<H> {
 
     /// Starts a connection's task: the handler, and an orderly close after it.
     fn start(&mut self, connection: Connection) {
-        let mut ending = Ending {
+        let ending = Ending {
             shared: self.shared.clone(),
             link: connection.link(),
-            outcome: Outcome::Aborted,
+            outcome: Cell::new(Outcome::Aborted),
         };
         self.tasks.spawn_now(self.label(&ending.link), async move {
-            let handled = AssertUnwindSafe(async { (ending.shared.handler)(connection).await });
-            ending.outcome = match handled.catch_unwind().await {
-                Ok(result) => Outcome::Returned(result),
-                Err(payload) => Outcome::Panicked(Box::new(payload)),
-            };
+            Isolated {
+                handler: ending.call_handler(connection),
+                outcome: &ending.outcome,
+            }
+            .await;
             if ending.needs_linger() {
                 // Boxed, since few connections come here and all would hold the room for it.
                 Box::pin(linger(ending.link.clone())).await;
@@ -499,6 +504,44 @@ impl<H: Handler> Connections<H> {
     }
 }
 
+pin_project! {
+    /// A handler whose panics end here, and so does that of a value that it holds and that panics when it is dropped.
+    /// async-task would end the process if it met one as it drops a task that is cancelled.
+    struct Isolated<'o, F> {
+        // None if there is none to poll, or no more.
+        #[pin]
+        handler: Option<F>,
+        outcome: &'o Cell<Outcome>,
+    }
+
+    impl<F> PinnedDrop for Isolated<'_, F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let dropped = panic::catch_unwind(AssertUnwindSafe(|| this.handler.set(None)));
+            if let Err(payload) = dropped {
+                this.outcome.set(Outcome::Panicked(Box::new(payload)));
+            }
+        }
+    }
+}
+
+impl<F: Future<Output = io::Result<()>>> Future for Isolated<'_, F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let Some(handler) = this.handler.as_pin_mut() else {
+            return Poll::Ready(());
+        };
+        let outcome = match panic::catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
+            Ok(result) => Outcome::Returned(ready!(result)),
+            Err(payload) => Outcome::Panicked(Box::new(payload)),
+        };
+        this.outcome.set(outcome);
+        Poll::Ready(())
+    }
+}
+
 /// Half-closes a connection and reads what its peer still sends, until the peer closes too.
 async fn linger(link: Rc<Link>) {
     let mut connection = Connection::from(link);
@@ -517,7 +560,7 @@ async fn linger(link: Rc<Link>) {
 struct Ending<H> {
     shared: Rc<Shared<H>>,
     link: Rc<Link>,
-    outcome: Outcome,
+    outcome: Cell<Outcome>,
 }
 
 /// What became of a handler.
@@ -538,6 +581,20 @@ struct Ended {
     panic: Option<Box<dyn Any + Send>>,
 }
 
+impl<H: Handler> Ending<H> {
+    /// Calls the handler. None if it panics before it has made its future.
+    fn call_handler(&self, connection: Connection) -> Option<impl Future<Output = io::Result<()>>> {
+        let call = AssertUnwindSafe(|| (self.shared.handler)(connection));
+        match panic::catch_unwind(call) {
+            Ok(handler) => Some(handler),
+            Err(payload) => {
+                self.outcome.set(Outcome::Panicked(Box::new(payload)));
+                None
+            }
+        }
+    }
+}
+
 impl<H> Ending<H> {
     /// Whether the handler has let go of a connection whose peer may still be sending.
     fn needs_linger(&self) -> bool {
@@ -548,7 +605,7 @@ impl<H> Ending<H> {
 
 impl<H> Drop for Ending<H> {
     fn drop(&mut self) {
-        let (reason, panic) = match mem::replace(&mut self.outcome, Outcome::Aborted) {
+        let (reason, panic) = match self.outcome.replace(Outcome::Aborted) {
             Outcome::Aborted => (CloseReason::Aborted, None),
             Outcome::Panicked(payload) => (CloseReason::Panicked, Some(*payload)),
             Outcome::Returned(_) if self.link.state() == State::TimedOut => {

@@ -1,17 +1,23 @@
 //! The program, as a user runs it.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::fs;
+use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
+use std::iter;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStringExt;
 use std::process::{self, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Signal, geteuid};
 
-use crate::support::{DEADLINE, Program, ask, connect, exchange, hang_up, within_deadline};
+use crate::server::has_ended;
+use crate::support::{
+    DEADLINE, Program, TempDir, ask, connect, exchange, hang_up, within_deadline,
+};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
 
@@ -192,6 +198,54 @@ fn what_a_client_sends_is_never_printed() {
 }
 
 #[test]
+fn random_bytes_and_control_characters_leave_no_trace_in_the_output_of_any_model() {
+    let seed = fastrand::u64(..);
+    let mut random = Rng::with_seed(seed);
+    let mut random_bytes = move || -> Vec<u8> {
+        let byte = |random: &mut Rng| match random.bool() {
+            true => random.u8(..),
+            false => *random.choice(b"\x1b\r\0\x07\x08\x7f\x9b\n").unwrap(),
+        };
+        (0..random.usize(1..5000))
+            .map(|_| byte(&mut random))
+            .collect()
+    };
+    let directory = TempDir::new("output");
+    for (port, model) in [(25010, "async"), (25011, "threaded"), (25012, "sequential")] {
+        let (addr, output) = (own_addr(port), directory.path(model));
+        // As bytes, in a file: what is no text would not come as a line.
+        let program = Program::spawn(
+            Command::new("sh")
+                .args(["-c", "exec \"$@\" >\"$0\" 2>&1"])
+                .arg(&output)
+                .args([BINARY, "-m", model, "-l", &addr.to_string()])
+                .stdout(Stdio::null()),
+        );
+        wait_for_listener(addr);
+        for n in 0..20 {
+            let client = connect(addr);
+            (&client).write_all(&random_bytes()).unwrap();
+            if n % 2 == 0 {
+                hang_up(client);
+            } else {
+                set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+            }
+        }
+        assert_eq!(ask(&connect(addr), "x"), "Got: x");
+        program.stop();
+        let output = fs::read(output).unwrap();
+        let is_text = |&byte: &u8| byte == b'\n' || byte.is_ascii_graphic() || byte == b' ';
+        let lines = output.iter().filter(|&&byte| byte == b'\n').count();
+        assert!(lines > 20, "{}", output.escape_ascii());
+        assert!(
+            output.iter().all(is_text),
+            "{}, seed {seed}",
+            output.escape_ascii()
+        );
+    }
+}
+
+#[test]
 fn a_stdout_that_is_closed_or_full_does_not_stop_the_server() {
     // On /dev/full all is lost: one line for the listener, and two for each connection.
     let cases = [
@@ -278,6 +332,38 @@ fn a_reader_of_stdout_that_stops_reading_does_not_stop_the_server() {
         let last = stderr.last().unwrap();
         assert_eq!(*last, format!("lines of output lost: {lost}"));
     });
+}
+
+#[test]
+fn a_stderr_that_is_closed_or_full_or_not_read_does_not_stop_the_server_either() {
+    let cases = [
+        (25020, "exec \"$0\" \"$@\" >&- 2>&-", 20),
+        (25021, "exec \"$0\" \"$@\" >/dev/full 2>/dev/full", 20),
+        // So often that their lines, on both streams, fill the pipe.
+        (25022, "exec \"$0\" \"$@\" 2>&1", 2000),
+    ];
+    for (port, script, clients) in cases {
+        let (_unread, writer) = io::pipe().unwrap();
+        let addr = own_addr(port);
+        let program = Program::spawn(
+            Command::new("sh")
+                .args(["-c", script, BINARY, "-l", &addr.to_string()])
+                .args(["--max-connections", "1", "--when-full", "reject"])
+                .stdout(writer),
+        );
+        wait_for_listener(addr);
+        for _ in 0..clients {
+            // A client that was here before may still have its place.
+            let served = iter::repeat_with(|| connect(addr)).find(|client| {
+                (&mut &*client).write_all(b"x").unwrap();
+                !has_ended(client)
+            });
+            // A line on stderr.
+            assert!(has_ended(&connect(addr)), "{script}");
+            drop(served);
+        }
+        program.stop();
+    }
 }
 
 #[test]

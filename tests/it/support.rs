@@ -264,6 +264,14 @@ impl Program {
             .expect("a line on stderr")
     }
 
+    /// The lines that were printed so far and not yet looked at, on either stream.
+    pub(crate) fn printed(&self) -> Vec<String> {
+        self.stdout
+            .try_iter()
+            .chain(self.stderr.try_iter())
+            .collect()
+    }
+
     /// Waits for the end. Returns the status, and what was printed and not yet looked at.
     pub(crate) fn wait(mut self) -> (ExitStatus, Vec<String>, Vec<String>) {
         // The pipes end with the program, and there is a deadline on that.
@@ -380,6 +388,8 @@ pub(crate) struct TempDir(PathBuf);
 impl TempDir {
     pub(crate) fn new(test: &str) -> TempDir {
         let path = env::temp_dir().join(format!("tinyloop-{}-{test}", process::id()));
+        // Left by a process that was killed and had this one's number.
+        fs::remove_dir_all(&path).ok();
         fs::create_dir(&path).unwrap();
         TempDir(path)
     }

@@ -1,14 +1,18 @@
-//! Handlers that panic or fail.
+//! Handlers that panic or fail, and peers that break off.
 
 use std::io;
+use std::net::Shutdown;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::sockopt::set_socket_linger;
 use tinyloop::{Connection, OnPanic, Server};
 
+use crate::process::processor_time;
 use crate::server::{has_ended, observed};
-use crate::support::{Served, ask, connect, next, within_deadline};
+use crate::support::{Program, Served, ask, connect, exchange, next, within_deadline};
 
 /// Answers, and panics or fails when it is told to.
 async fn obey(mut connection: Connection) -> io::Result<()> {
@@ -81,4 +85,35 @@ fn a_handlers_panic_comes_out_of_serve_if_that_is_asked_for() {
     assert!(has_ended(&other));
     let payload = within_deadline(|| thread.join().unwrap_err());
     assert_eq!(payload.downcast_ref(), Some(&"told to"));
+}
+
+#[test]
+fn an_end_and_then_a_reset_during_a_write_end_their_own_connection_only() {
+    const PEERS: usize = 20;
+    // A byte asks for a kilobyte. So all of a peer's input, with its end, is here long before its reply is sent.
+    let prefix = "p".repeat(1024);
+    let args = ["-q", "-l", "127.0.0.1:0", "--framing", "line", "--prefix"];
+    let program = Program::start(&[&args[..], &[&prefix]].concat());
+    let bystander = program.connect();
+    let still_here = || exchange(&bystander, b".\n", format!("{prefix}.\n").as_bytes());
+    for _ in 0..PEERS {
+        let peer = program.connect();
+        io::Write::write_all(&mut &peer, &[b'\n'; 10_000]).unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        io::Read::read_exact(&mut &peer, &mut [0; 1024]).unwrap();
+        still_here();
+        set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        still_here();
+    }
+    let before = processor_time(program.pid());
+    let pause = Duration::from_millis(500);
+    thread::sleep(pause);
+    let used = processor_time(program.pid()) - before;
+    assert!(used < pause / 10, "{used:?} of {pause:?}");
+
+    drop(bystander);
+    let (_, stderr) = program.stop();
+    let counts = format!("accepted {}, completed 1, failed {PEERS}, ", PEERS + 1);
+    assert!(stderr[0].starts_with(&counts), "{stderr:?}");
 }

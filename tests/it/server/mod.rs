@@ -1,7 +1,7 @@
 //! The server: accept errors, limits, timeouts, fairness, backpressure, isolation, events.
 
 mod accept_errors;
-mod backpressure;
+pub(crate) mod backpressure;
 mod events;
 mod fairness;
 mod incoming;
@@ -46,7 +46,7 @@ fn describe(event: &Event<'_>) -> String {
 }
 
 /// Whether nothing comes in for `duration`, and the connection stays open.
-fn is_silent_for(mut stream: &TcpStream, duration: Duration) -> bool {
+pub(crate) fn is_silent_for(mut stream: &TcpStream, duration: Duration) -> bool {
     stream.set_read_timeout(Some(duration)).unwrap();
     let read = stream.read(&mut [0]);
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -54,7 +54,7 @@ fn is_silent_for(mut stream: &TcpStream, duration: Duration) -> bool {
 }
 
 /// Whether the connection ends, with an end of input or a reset, before anything comes in.
-fn has_ended(mut stream: &TcpStream) -> bool {
+pub(crate) fn has_ended(mut stream: &TcpStream) -> bool {
     match stream.read(&mut [0]) {
         Ok(n) => n == 0,
         Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
