@@ -131,8 +131,9 @@ fn percentile_99(times: &[Duration]) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// Prints the 99th percentile of each of several runs, and asserts that their median is within `bound`. One run's tail
-/// is whatever else the machine did.
+/// Prints the 99th percentile of each of several runs, and asserts that their median is within `bound`; in the short
+/// form, which runs on machines that do other things too, that the least is. Those things add to a tail and take
+/// nothing away, while a server that lets its clients wait does so in each run.
 fn assert_tail(row: &str, prober: &mut Prober, bound: Duration, mut disturb: impl FnMut()) {
     let run = |_| {
         let start = Instant::now();
@@ -151,7 +152,8 @@ fn assert_tail(row: &str, prober: &mut Prober, bound: Duration, mut disturb: imp
     };
     let mut tails: Vec<Duration> = (0..form(3, 7)).map(run).collect();
     tails.sort();
-    assert_time(&format!("{row}: median p99"), median(&tails), bound);
+    let (name, tail) = form(("least p99", tails[0]), ("median p99", median(&tails)));
+    assert_time(&format!("{row}: {name}"), tail, bound);
 }
 
 #[test]
