@@ -25,7 +25,7 @@ use smol::Async;
 
 use crate::address::{Address, CompactAddress};
 use crate::time::{self, Sleep};
-use crate::yielded;
+use crate::yielded::{self, Place};
 
 use terms::DrainingKey;
 
@@ -50,6 +50,7 @@ const CALL_COST: u32 = 2 * 1024;
 /// writers, at once would take turns in waking each other.
 ///
 /// - Reads return end of input (0) when the peer has closed its half; the write half stays open.
+/// - Await it in a task of an event loop. Who blocks on it inside one (`smol::block_on`) may wait for ever.
 /// - Dropping the connection closes it. A server first sends what is on its way and waits briefly for the peer's end.
 /// - Errors are the socket's, and [`TimedOut`](io::ErrorKind::TimedOut) when the server's idle or stall timeout is over.
 pub struct Connection {
@@ -93,6 +94,8 @@ enum Next {
     Yield,
     /// Let those run first, too, that become ready meanwhile: it has had its burst.
     GoLast,
+    /// The same, and it stands in the queue. Its place is where the burst is counted otherwise.
+    IsLast,
     /// Wait for the event that was asked for. Without this, smol would report that event once more at the next wait,
     /// and cost a call that finds nothing.
     Wait,
@@ -270,6 +273,11 @@ impl Link {
         self.state.get()
     }
 
+    /// Forgets how the connection came to its end.
+    pub(crate) fn reopen(&self) {
+        self.state.set(State::Open);
+    }
+
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
@@ -315,7 +323,7 @@ impl Link {
                             Next::Yield
                         };
                         self.reading.yield_next(next);
-                        self.writing.burst.set(0);
+                        self.writing.forget_burst();
                     }
                     return Poll::Ready(Ok(n));
                 }
@@ -471,12 +479,29 @@ fn poll_timer(
 impl Direction {
     /// Lets the others run first, if that is due.
     fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.next.get() {
-            Next::Yield => cx.waker().wake_by_ref(),
-            Next::GoLast => yielded::wake_last(cx.waker()),
+        let place = match self.next.get() {
             Next::Try | Next::Wait => return Poll::Ready(()),
+            Next::Yield => None,
+            Next::GoLast => yielded::go_last(cx.waker()),
+            Next::IsLast if yielded::is_waiting(Place(self.burst.get()), cx.waker()) => {
+                return Poll::Pending;
+            }
+            Next::IsLast => {
+                self.next.set(Next::Try);
+                self.burst.set(0);
+                return Poll::Ready(());
+            }
+        };
+        match place {
+            Some(Place(place)) => {
+                self.next.set(Next::IsLast);
+                self.burst.set(place);
+            }
+            None => {
+                self.next.set(Next::Try);
+                cx.waker().wake_by_ref();
+            }
         }
-        self.next.set(Next::Try);
         Poll::Pending
     }
 
@@ -490,6 +515,13 @@ impl Direction {
     fn yield_next(&self, next: Next) {
         self.next.set(next);
         self.burst.set(0);
+    }
+
+    /// The others have had their turn.
+    fn forget_burst(&self) {
+        if self.next.get() != Next::IsLast {
+            self.burst.set(0);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use self::request::{REQUEST_MAX, Request};
 use crate::event_loop::task_table;
 use crate::io_error;
 use crate::server::Report;
-use crate::task_table::{TaskInfo, TaskState, TaskTable};
+use crate::task_table::{TaskInfo, TaskState, TaskTable, lock};
 
 /// How many connections the monitor has at most. More are closed at once.
 const CONNECTIONS: usize = 8;
@@ -95,13 +95,7 @@ impl Drop for Monitor {
         self.shared.ended.store(true, Ordering::Release);
         // Both wake the threads that wait on them. They fail only if there is nothing to wake.
         rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both).ok();
-        for (_, stream) in self
-            .shared
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
+        for (_, stream) in lock(&self.shared.open).iter() {
             stream.shutdown(Shutdown::Both).ok();
         }
     }
@@ -129,8 +123,9 @@ impl Shared {
 
     fn admit(self: &Arc<Self>, stream: TcpStream) -> io::Result<()> {
         let stream = Arc::new(stream);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.len() == CONNECTIONS {
+        let mut open = lock(&self.open);
+        // Looked at under the lock, by which whoever drops the monitor finds the connections to close.
+        if open.len() == CONNECTIONS || self.ended.load(Ordering::Acquire) {
             return Ok(());
         }
         let place = Place {
@@ -154,11 +149,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(self.key);
+        lock(&self.shared.open).remove(self.key);
     }
 }
 

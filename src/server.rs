@@ -16,7 +16,7 @@ use std::mem;
 use std::panic::{self, AssertUnwindSafe, Location};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ use crate::connection::{Connection, Link, State, Terms, Traffic};
 use crate::event_loop::{self, spawn_named};
 use crate::io_error;
 use crate::task_group::TaskGroup;
-use crate::task_table::{ConnectionLabel, Label};
+use crate::task_table::{ConnectionLabel, Label, lock};
 #[cfg(feature = "testing")]
 use crate::testing::Queue;
 use crate::time::{self, Sleep, sleep, timeout};
@@ -46,6 +46,10 @@ const ACCEPT_BURST: u32 = 16;
 
 /// How long a server that ran out of descriptors or memory waits for one of its connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// After how many errors in a row, each of them of a single connection as it seems, the server pauses all the same: so
+/// many connections do not fail at once, but a filter of system calls fails for ever.
+const ERRORS_MAX: u32 = 100;
 
 /// How long a closed connection is read to its end, so that unread input does not make the system throw away what is
 /// still on its way to the peer. A peer that closes too ends it at once.
@@ -298,6 +302,7 @@ impl Server {
             ended: false,
             quiet_ends: None,
             burst: 0,
+            errors: 0,
             record,
         })
     }
@@ -459,6 +464,8 @@ impl<H: Handler> Connections<H> {
             if ending.needs_linger() {
                 // Boxed, since few connections come here and all would hold the room for it.
                 Box::pin(linger(ending.link.clone())).await;
+                // If that has failed or timed out, it is nothing of the handler's.
+                ending.link.reopen();
             }
         });
     }
@@ -634,7 +641,7 @@ struct Record {
 
 impl Record {
     fn report(&self) -> MutexGuard<'_, Report> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.report)
     }
 
     fn tell(&mut self, event: &Event<'_>) {
@@ -715,6 +722,8 @@ pub struct Incoming {
     quiet_ends: Option<Task<()>>,
     /// How many connections were accepted without a break.
     burst: u32,
+    /// How many errors of connections there were in a row.
+    errors: u32,
     record: Record,
 }
 
@@ -778,6 +787,7 @@ impl Incoming {
     }
 
     fn recover(&mut self) {
+        self.errors = 0;
         if let Some(shortage) = self.shortage.take() {
             let paused = time::now().saturating_duration_since(shortage.since);
             self.record.tell(&Event::AcceptResumed { paused });
@@ -835,7 +845,8 @@ impl Stream for Incoming {
                     this.record.rejected(&peer_addr, Some(&error))
                 }
                 Err(error) => match AcceptError::of(&error) {
-                    AcceptError::Connection => {}
+                    AcceptError::Connection if this.errors < ERRORS_MAX => this.errors += 1,
+                    AcceptError::Connection => this.fall_short(&error),
                     AcceptError::Resources => this.fall_short(&error),
                     AcceptError::Listener => {
                         this.end();

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
-use std::panic::Location;
+use std::panic::{self, AssertUnwindSafe, Location};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -145,10 +145,8 @@ impl TaskTable {
 
     /// The counters so far of the loop's servers that were started since the table is on, with their addresses.
     pub fn servers(&self) -> Vec<(String, Report)> {
-        let mut servers = lock(&self.shared.servers);
-        servers.retain(|(_, report)| report.strong_count() > 0);
-        let report =
-            |report: &Weak<Mutex<Report>>| report.upgrade().map(|report| lock(&report).clone());
+        let servers = lock(&self.shared.servers);
+        let report = |report: &Weak<Mutex<Report>>| Some(lock(&*report.upgrade()?).clone());
         servers
             .iter()
             .filter_map(|(addrs, weak)| Some((addrs.clone(), report(weak)?)))
@@ -156,7 +154,9 @@ impl TaskTable {
     }
 
     pub(crate) fn add_server(&self, addrs: String, report: &Arc<Mutex<Report>>) {
-        lock(&self.shared.servers).push((addrs, Arc::downgrade(report)));
+        let mut servers = lock(&self.shared.servers);
+        servers.retain(|(_, report)| report.strong_count() > 0);
+        servers.push((addrs, Arc::downgrade(report)));
     }
 
     /// Enters the main future, which may be running.
@@ -460,19 +460,23 @@ impl SlowPolls {
     }
 
     fn check(&self, entry: &Entry, duration: Duration) {
-        // Borrowed already means that the watcher itself is what is slow.
-        if let Ok(mut watcher) = self.watcher.try_borrow_mut()
-            && let Some((threshold, report)) = watcher.as_mut()
-            && duration >= *threshold
-        {
-            report(&SlowPoll {
-                task: entry.info(),
-                duration,
-            });
+        // Out of its place while it is called: it may set another, or be what is slow.
+        let Some((threshold, mut report)) = self.watcher.take() else {
+            return;
+        };
+        let call = || {
+            let task = entry.info();
+            report(&SlowPoll { task, duration });
+        };
+        // Its panic is not the task's. async-task would end the task, or the process if the task has panicked, too.
+        let is_sound = duration < threshold || panic::catch_unwind(AssertUnwindSafe(call)).is_ok();
+        if is_sound && self.watcher.borrow().is_none() {
+            self.watcher.replace(Some((threshold, report)));
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks what is whole after every statement, so that a panic with the lock held harms nothing.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

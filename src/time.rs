@@ -142,10 +142,10 @@ impl Sleep {
 
     fn cancel(&mut self) {
         if self.waker.take().is_some() {
-            self.timers
-                .waiting
-                .borrow_mut()
-                .remove(&(self.deadline, self.id));
+            let key = (self.deadline, self.id);
+            // Dropped after the borrow, since dropping a task's last waker may run code of anybody's.
+            let waker = self.timers.waiting.borrow_mut().remove(&key);
+            drop(waker);
         }
     }
 }
@@ -166,10 +166,9 @@ impl Future for Sleep {
             if self.id == 0 {
                 self.id = self.timers.new_id();
             }
-            self.timers
-                .waiting
-                .borrow_mut()
-                .insert((self.deadline, self.id), cx.waker().clone());
+            let (key, waker) = ((self.deadline, self.id), cx.waker().clone());
+            let before = self.timers.waiting.borrow_mut().insert(key, waker);
+            drop(before);
             self.waker = Some(cx.waker().clone());
         }
         Poll::Pending

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
+use std::mem;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -115,7 +116,7 @@ impl Terms {
                     _ => drop(link.stream.shutdown_read()),
                 }
             }
-            time::sleep(next).await;
+            time::sleep(next.max(QUIET / 10)).await;
         }
     }
 
@@ -173,10 +174,17 @@ impl Future for Closing {
         }
         let terms = self.terms.clone();
         let mut waiting = terms.waiting.borrow_mut();
-        match self.key {
-            Some(key) => waiting[key].clone_from(cx.waker()),
-            None => self.key = Some(waiting.insert(cx.waker().clone())),
-        }
+        let waker = cx.waker().clone();
+        let before = match self.key {
+            Some(key) => Some(mem::replace(&mut waiting[key], waker)),
+            None => {
+                self.key = Some(waiting.insert(waker));
+                None
+            }
+        };
+        // Dropped after the borrow, since dropping a task's last waker may run code of anybody's.
+        drop(waiting);
+        drop(before);
         Poll::Pending
     }
 }
@@ -185,7 +193,8 @@ impl Drop for Closing {
     fn drop(&mut self) {
         // After `Terms::close` the list is empty.
         if let Some(key) = self.key {
-            self.terms.waiting.borrow_mut().try_remove(key);
+            let waker = self.terms.waiting.borrow_mut().try_remove(key);
+            drop(waker);
         }
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use crate::address::Address;
 use crate::io_error::in_plain_words;
 
@@ -123,10 +125,14 @@ impl fmt::Display for Event<'_> {
                 )
             }
             Event::AcceptPaused { error } => {
+                let remedy = match Errno::from_io_error(error) {
+                    Some(Errno::MFILE) => " (see ulimit -n)",
+                    _ => "",
+                };
                 let error = in_plain_words(error);
                 write!(
                     f,
-                    "cannot accept for now: {error} (see ulimit -n); waiting for a connection to end"
+                    "cannot accept for now: {error}{remedy}; waiting for a connection to end"
                 )
             }
             Event::AcceptResumed { paused } => {

@@ -291,6 +291,12 @@ impl Listeners {
     }
 }
 
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 /// Sets what a connection needs: `TCP_NODELAY`, urgent data in line (else it would wake us for ever without being
 /// read), and the size of its buffers.
 fn set_options(socket: impl AsFd, buffer_size: Option<usize>) -> io::Result<()> {

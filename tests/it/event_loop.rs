@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::task::Poll;
@@ -12,10 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::future::{yield_now, zip};
-use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
 use smol::channel;
 use tinyloop::testing::{Faults, pipe};
-use tinyloop::{EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn, timeout};
+use tinyloop::{
+    Connection, EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn, timeout,
+};
 
 use crate::support::{
     DEADLINE, TellDrop, hold, panic_message, run, run_on_test_clock, within_deadline,
@@ -435,6 +437,32 @@ fn a_connection_that_has_had_its_burst_goes_after_those_that_become_ready() {
         let bursts = ["burst"; 3].into_iter();
         let rest = ["woken", "goes on", "goes on", "goes on"];
         assert_eq!(*log.borrow(), bursts.chain(rest).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn a_connection_that_goes_last_gets_nothing_by_asking_again() {
+    run(async || {
+        let (stream, mut peer) = async_net::unix::UnixStream::pair().unwrap();
+        peer.write_all(&[b'x'; 150_000]).await.unwrap();
+        let mut connection = Connection::try_from(stream).unwrap();
+        let (mut chunk, mut in_each_poll) = ([0; 10_000], Vec::new());
+        poll_fn(|cx| {
+            let mut received = 0;
+            for _ in 0..100 {
+                if let Poll::Ready(n) = Pin::new(&mut connection).poll_read(cx, &mut chunk) {
+                    received += n.unwrap();
+                }
+            }
+            in_each_poll.push(received);
+            match in_each_poll.iter().sum::<usize>() {
+                150_000 => Poll::Ready(()),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        // A burst ends with the chunk that reaches 64 KiB.
+        assert_eq!(in_each_poll, [70_000, 70_000, 10_000]);
     });
 }
 

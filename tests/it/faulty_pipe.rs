@@ -280,6 +280,21 @@ fn a_peer_that_goes_away_ends_a_write_that_waits() {
 }
 
 #[test]
+fn a_server_that_is_dropped_refuses_those_who_come_later() {
+    run_on_test_clock(async || {
+        let (server, connector) = server();
+        let serving = spawn(server.serve(async |_| pending().await));
+        connector.connect(Faults::none()).unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let mut waiting = connector.connect(Faults::none()).unwrap();
+        serving.cancel().await;
+        assert_eq!(waiting.read(&mut [0]).await.unwrap(), 0);
+        let refused = connector.connect(Faults::none()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
 fn a_server_that_is_dropped_drops_those_who_wait_for_it() {
     run_on_test_clock(async || {
         let (server, connector) = server();

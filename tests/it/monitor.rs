@@ -1,6 +1,6 @@
 //! The monitor and the task table: what they show of a loop and its servers, and that they answer while it is blocked.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::pending;
 use std::hint;
@@ -665,6 +665,35 @@ fn a_slow_poll_of_the_main_future_and_one_that_panics_are_reported_too() {
             yield_now().await;
         }
         assert!(reports.borrow().contains(&"panics".into()));
+    });
+}
+
+#[test]
+fn a_report_of_slow_polls_may_set_another_and_its_panic_is_no_tasks() {
+    run(async || {
+        let slow = || {
+            spawn(async {
+                block_for(Duration::from_millis(10));
+                "finished"
+            })
+        };
+        let reports = Rc::new(Cell::new(0));
+        let kept = reports.clone();
+        on_slow_poll(Duration::from_millis(10), move |_| {
+            let kept = kept.clone();
+            on_slow_poll(Duration::from_millis(10), move |_| {
+                kept.set(kept.get() + 1);
+                panic!("cannot report");
+            });
+        });
+        for _ in 0..3 {
+            assert_eq!(slow().await, "finished");
+        }
+        assert_eq!(
+            reports.get(),
+            1,
+            "the second, and not again after its panic"
+        );
     });
 }
 

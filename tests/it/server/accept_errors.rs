@@ -3,10 +3,12 @@
 use std::fs;
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_linger;
 
+use crate::process::processor_time;
+use crate::server::is_silent_for;
 use crate::support::{Program, TempDir, ask};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
@@ -63,6 +65,22 @@ fn no_error_of_a_connection_or_of_the_system_stops_the_server() {
         assert!(has_paused, "{errno}");
         assert!(took >= (TIMES - 1) * PAUSE, "{errno}: {took:?}");
     }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn an_error_of_connections_that_never_ends_costs_next_to_no_processor_time() {
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-e", "trace=accept4", "-o", "/dev/null"]);
+    command.args(["-e", "inject=accept4:error=EPERM"]);
+    let program = Program::start_command(command.args([BINARY, "-q", "-l", "127.0.0.1:0"]));
+    let waits = program.connect();
+    let line = program.stderr_line();
+    assert!(line.starts_with(PAUSED), "{line}");
+    let (start, before) = (Instant::now(), processor_time(program.pid()));
+    assert!(is_silent_for(&waits, 5 * PAUSE));
+    let used = processor_time(program.pid()) - before;
+    assert!(used < start.elapsed() / 10, "{used:?}");
 }
 
 #[test]

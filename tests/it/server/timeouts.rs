@@ -1,14 +1,14 @@
 //! Connections that are idle, and peers that stop reading.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use futures_lite::AsyncWriteExt;
-use tinyloop::Connection;
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use tinyloop::{CloseReason, Connection, Event, Server};
 
 use crate::server::{has_ended, is_silent_for};
-use crate::support::{DEADLINE, Program, Served, ask, echo, read_to_end, the_machine, time};
+use crate::support::{DEADLINE, Program, Served, ask, echo, next, read_to_end, the_machine, time};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -46,6 +46,27 @@ fn a_connection_that_speaks_now_and_then_is_not_idle() {
     let silent = time(|| assert!(has_ended(&connection)));
     assert!(silent <= TIMEOUT, "{silent:?}");
     assert_eq!(served.stop().unwrap().timed_out, 1);
+}
+
+#[test]
+fn what_times_out_after_the_handler_is_not_the_handlers() {
+    let handler = async |mut connection: Connection| {
+        connection.read(&mut [0]).await?;
+        io::Result::Ok(())
+    };
+    let (closed, is_closed) = mpsc::channel();
+    let tell = move |event: &Event<'_>| {
+        if let Event::Closed { reason, .. } = event {
+            closed.send(reason.to_string()).unwrap();
+        }
+    };
+    let configure = |server: Server| server.idle_timeout(TIMEOUT / 10).observe(tell);
+    let served = Served::start(configure, handler);
+    let mut connection = served.connect();
+    // One byte stays unread, so the server waits for our end, which does not come.
+    connection.write_all(b"ab").unwrap();
+    assert_eq!(next(&is_closed), CloseReason::Completed.to_string());
+    served.stop().unwrap();
 }
 
 #[test]
