@@ -21,7 +21,7 @@ lint:
 
 # Build the documentation.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 
 # Measure tinyloop beside its peers: just bench, or just bench quick for a minute's worth.
 bench *arguments:

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub enum Address {
     /// An IP address and a TCP port.
     Tcp(SocketAddr),
-    /// A Unix socket and its path. A client's socket rarely has one.
+    /// A Unix socket and its path. A peer's socket rarely has one.
     Unix(Option<PathBuf>),
     /// None that the system could tell: the connection was broken by then, or is a test's and in memory.
     Unknown,

@@ -100,8 +100,11 @@ pub fn task_table() -> TaskTable {
     current("task_table").table().clone()
 }
 
-/// Calls `report` after each poll on the running loop that took `threshold` or longer, and so kept all other tasks
-/// waiting. Turns the [`task_table`] on. A later call replaces an earlier one.
+/// Calls `report` after each poll that took `threshold` or longer, and so kept all other tasks waiting: of the running
+/// loop's main future, and of the tasks that are spawned after this call.
+///
+/// Turns the [`task_table`] on. A later call replaces an earlier one, and so may `report`. If `report` panics, it is not
+/// called again.
 ///
 /// asyncio's debug mode reports from 100 ms on: [`SLOW_POLL`](crate::SLOW_POLL).
 ///
@@ -401,6 +404,7 @@ impl Drop for Running {
         yielded::end();
         Timers::set_current(None);
         if let Some(event_loop) = CURRENT.take() {
+            event_loop.main_place.take();
             event_loop.main_watch.take();
         }
     }

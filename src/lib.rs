@@ -15,6 +15,7 @@
 //!             .await?
 //!             .max_connections(1024)
 //!             .idle_timeout(Duration::from_secs(60))
+//!             .stall_timeout(Duration::from_secs(60))
 //!             .shutdown_on(tinyloop::signal::shutdown()?)
 //!             .drain(Duration::from_secs(5));
 //!         println!("listening on {}", server.local_addrs()[0]);

@@ -134,7 +134,7 @@ async fn serve(
     }
     // For all connections and as long as the process.
     static PREFIX: OnceLock<String> = OnceLock::new();
-    let (prefix, framing) = (PREFIX.get_or_init(|| options.prefix.0), options.framing);
+    let (prefix, framing) = (PREFIX.get_or_init(|| options.prefix), options.framing);
     server
         .serve(move |connection| tinyloop::echo_framed(connection, prefix.as_bytes(), framing))
         .await
@@ -168,7 +168,7 @@ fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> i
         .filter_map(Listener::into_tcp)
         .collect();
     let echo = Echo {
-        prefix: options.prefix.0.into_bytes().into(),
+        prefix: options.prefix.into_bytes().into(),
         framing: options.framing,
         output: (!options.quiet).then(|| output.clone()),
     };

@@ -57,24 +57,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// A server: listeners, and what to do with the connections that they bring.
 ///
-/// ```no_run
-/// use std::time::Duration;
-///
-/// fn main() -> std::io::Result<()> {
-///     tinyloop::run(async {
-///         let server = tinyloop::Server::bind("127.0.0.1:25000")
-///             .await?
-///             .max_connections(1024)
-///             .idle_timeout(Duration::from_secs(60))
-///             .shutdown_on(tinyloop::signal::shutdown()?)
-///             .drain(Duration::from_secs(5));
-///         println!("listening on {}", server.local_addrs()[0]);
-///         let report = server.serve(async |connection| tinyloop::echo(connection, b"Got: ").await).await?;
-///         eprintln!("{report}");
-///         Ok(())
-///     })
-/// }
-/// ```
+/// The [front page](crate) has one in ten lines.
 #[must_use = "a server does nothing until it serves"]
 pub struct Server {
     listeners: Vec<Listener>,
@@ -210,6 +193,8 @@ impl Server {
     }
 
     /// Ends a connection's read with an error when nothing went in or out for `timeout`. Off by default.
+    ///
+    /// A connection whose write waits is not idle but stalled: see [`stall_timeout`](Server::stall_timeout).
     pub fn idle_timeout(mut self, timeout: Duration) -> Server {
         self.idle_timeout = Some(timeout);
         self
@@ -221,7 +206,7 @@ impl Server {
         self
     }
 
-    /// Caps the kernel's buffers of each connection, in bytes for each direction; the kernel doubles it for its own
+    /// Caps the kernel's buffers of each TCP connection, in bytes for each direction; the kernel doubles it for its own
     /// bookkeeping. By default the system sizes them as it sees fit, up to megabytes for a peer that does not read.
     pub fn socket_buffers(mut self, bytes: usize) -> Server {
         self.socket_buffers = Some(bytes);
@@ -262,6 +247,9 @@ impl Server {
     /// Errors of single connections, shortages, limits, timeouts and the shutdown are seen to as in
     /// [`serve`](Server::serve); a connection holds its place until it is dropped. The stream ends after the shutdown,
     /// and after an error, which means that a listener is broken. Draining is the caller's.
+    ///
+    /// Keep the stream until the connections have ended: without it, [`Connection::closing`] does not resolve, and
+    /// quiet connections go on during a drain. It tells of no connection and counts none, but for those it rejects.
     ///
     /// # Errors
     ///
@@ -320,11 +308,13 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the listener itself is broken. The open connections are drained first.
+    /// If the listener itself is broken; the open connections are drained first. If the system cannot watch the
+    /// listeners.
     ///
     /// # Panics
     ///
-    /// Outside a running event loop, and by a handler's panic under [`OnPanic::Propagate`].
+    /// Outside a running event loop; by a panic of the observer or of the future to shut down on; and by a handler's
+    /// panic under [`OnPanic::Propagate`].
     #[track_caller]
     pub fn serve<H>(self, handler: H) -> impl Future<Output = io::Result<Report>>
     where

@@ -18,6 +18,9 @@ pub use async_signal::Signal;
 
 /// Resolves at the first SIGINT (Ctrl-C) or SIGTERM after this call.
 ///
+/// Those that follow do nothing, since the process goes on as if it waited for them: whoever wants a second one to end
+/// it at once takes [`signals`].
+///
 /// # Errors
 ///
 /// If the system has no descriptor left for it.

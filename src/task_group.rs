@@ -1,7 +1,7 @@
 //! Tasks that end together.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{self, AssertUnwindSafe, Location};
@@ -158,16 +158,11 @@ impl<T: 'static> TaskGroup<T> {
     /// Cancels the tasks that still run, and waits until their futures are dropped. What has finished can still be
     /// taken, and the group can be used again.
     pub async fn cancel(&mut self) {
-        let finished: HashSet<usize> = self
-            .finished
-            .results
-            .borrow()
-            .iter()
-            .map(|(key, _)| *key)
-            .collect();
-        let running: Vec<usize> = self.tasks.iter().map(|(key, _)| key).collect();
-        let running = running.into_iter().filter(|key| !finished.contains(key));
+        let tasks = self.tasks.iter();
+        let running = tasks.filter(|(_, task)| !task.is_finished());
+        let running: Vec<usize> = running.map(|(key, _)| key).collect();
         let mut cancelled: Vec<_> = running
+            .into_iter()
             .map(|key| Box::pin(self.tasks.remove(key).cancel()))
             .collect();
         // The first poll is what cancels: all of them first, so that they end at the same time.

@@ -18,8 +18,8 @@ use futures_lite::{FutureExt, Stream, ready};
 
 /// Waits for `duration`.
 ///
-/// The timer fires at the first turn of the loop after its deadline, never before it. Dropping the future cancels the
-/// timer at once.
+/// The timer fires at the first turn of the loop after its deadline, never before it; a deadline that is over is ready at
+/// once. Dropping the future cancels the timer at once.
 ///
 /// # Panics
 ///
@@ -276,9 +276,9 @@ impl Timers {
         }
     }
 
-    /// Puts `timers` in the thread's slot and returns what stood there.
-    pub(crate) fn set_current(timers: Option<Rc<Timers>>) -> Option<Rc<Timers>> {
-        CURRENT.replace(timers)
+    /// Puts `timers` in the thread's slot.
+    pub(crate) fn set_current(timers: Option<Rc<Timers>>) {
+        CURRENT.set(timers);
     }
 
     fn current(caller: &str) -> Rc<Timers> {

@@ -9,6 +9,9 @@ use std::time::Duration;
 use argh::{ArgsInfo, FlagInfoKind, FromArgs};
 use tinyloop::{Framing, WhenFull};
 
+/// What stands before each chunk of a reply, if nothing else was chosen.
+const PREFIX: &str = "Got: ";
+
 /// The longest prefix, in bytes.
 const PREFIX_MAX: usize = 1024;
 
@@ -33,11 +36,16 @@ pub(crate) struct Options {
     pub(crate) listen: Vec<ListenAddr>,
 
     /// what stands before each chunk of a reply, up to 1,024 bytes (default "Got: ")
-    #[argh(option, short = 'p', default = "Prefix::default()")]
-    pub(crate) prefix: Prefix,
+    #[argh(
+        option,
+        short = 'p',
+        default = "PREFIX.to_owned()",
+        from_str_fn(prefix)
+    )]
+    pub(crate) prefix: String,
 
     /// how connections are served: async (default), threaded or sequential
-    #[argh(option, short = 'm', default = "Model::Async")]
+    #[argh(option, short = 'm', default = "Model::Async", from_str_fn(model))]
     pub(crate) model: Model,
 
     /// where the prefix goes: before each chunk (default) or each line
@@ -178,37 +186,6 @@ pub(crate) enum Model {
     Sequential,
 }
 
-impl FromStr for Model {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Model, String> {
-        one_of(text, &MODELS)
-    }
-}
-
-/// What goes before each chunk or line.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Prefix(pub(crate) String);
-
-impl Default for Prefix {
-    fn default() -> Prefix {
-        Prefix("Got: ".to_owned())
-    }
-}
-
-impl FromStr for Prefix {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Prefix, String> {
-        match text.len() {
-            0..=PREFIX_MAX => Ok(Prefix(text.to_owned())),
-            length => Err(format!(
-                "a prefix has at most {PREFIX_MAX} bytes, this one {length}"
-            )),
-        }
-    }
-}
-
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ListenAddr {
@@ -253,6 +230,19 @@ fn monitor(text: &str) -> Result<SocketAddr, String> {
     let loopback = port(text).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let addr = loopback.or_else(|| text.parse().ok());
     addr.ok_or_else(|| "expected PORT, IP:PORT or [IP6]:PORT, with a port up to 65535".to_owned())
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=PREFIX_MAX => Ok(text.to_owned()),
+        length => Err(format!(
+            "a prefix has at most {PREFIX_MAX} bytes, this one {length}"
+        )),
+    }
+}
+
+fn model(text: &str) -> Result<Model, String> {
+    one_of(text, &MODELS)
 }
 
 fn framing(text: &str) -> Result<Framing, String> {
@@ -358,16 +348,13 @@ mod tests {
             options.listen,
             [ListenAddr::Loopback(7), ListenAddr::All(8)]
         );
-        assert_eq!(options.prefix, Prefix("=".to_owned()));
+        assert_eq!(options.prefix, "=");
         assert_eq!(options.model, Model::Threaded);
     }
 
     #[test]
     fn a_value_that_looks_like_an_option_is_a_value() {
-        assert_eq!(
-            parse(&["-p", "--listen=7"]).unwrap().prefix,
-            Prefix("--listen=7".to_owned())
-        );
+        assert_eq!(parse(&["-p", "--listen=7"]).unwrap().prefix, "--listen=7");
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub enum Event<'a> {
         /// From where.
         peer_addr: &'a Address,
     },
-    /// A connection's handler has ended.
+    /// A connection is closed: its handler has ended, and what it wrote is delivered or given up.
     Closed {
         /// The connection's id.
         id: u64,
