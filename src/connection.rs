@@ -312,25 +312,19 @@ impl Link {
                 Ok(n) => {
                     self.bytes_in.set(self.bytes_in.get() + n as u64);
                     self.last_activity.set(self.terms.nanos_now());
-                    // A short read has emptied the socket. By the time the others have run, the peer's next message
-                    // may be here, and need not be waited for.
-                    let emptied = n < buffer.len();
-                    let burst_is_over = self.reading.spend(n, READ_BURST);
-                    if burst_is_over || emptied {
-                        let next = if burst_is_over {
-                            Next::GoLast
-                        } else {
-                            Next::Yield
-                        };
-                        self.reading.yield_next(next);
-                        self.writing.forget_burst();
+                    if self.reading.spend(n, READ_BURST) {
+                        self.yield_reading(Next::GoLast);
+                    } else if n < buffer.len() {
+                        // A short read has emptied the socket. By the time the others have run, the peer's next
+                        // message may be here, and need not be waited for.
+                        self.yield_reading(Next::Yield);
                     }
                     return Poll::Ready(Ok(n));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // The first time after a burst, the others have their turn before we wait: see above.
                     if self.reading.burst.get() > 0 {
-                        self.reading.yield_next(Next::Yield);
+                        self.yield_reading(Next::Yield);
                         ready!(self.reading.poll_turn(cx));
                     }
                     self.reading.next.set(Next::Wait);
@@ -339,6 +333,12 @@ impl Link {
                 Err(error) => return Poll::Ready(Err(self.broken(error))),
             }
         }
+    }
+
+    /// Lets the others run before the next read, and so before the next write of a handler that answers what it reads.
+    fn yield_reading(&self, next: Next) {
+        self.reading.yield_next(next);
+        self.writing.forget_burst();
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -371,7 +371,8 @@ impl Link {
                     if last_try {
                         return Poll::Ready(Err(self.timed_out("the peer stopped reading")));
                     }
-                    self.writing.next.set(Next::Wait)
+                    self.writing.next.set(Next::Wait);
+                    self.writing.forget_burst();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Poll::Ready(Err(self.broken(error))),

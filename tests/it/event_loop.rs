@@ -16,7 +16,7 @@ use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt}
 use smol::channel;
 use tinyloop::testing::{Faults, pipe};
 use tinyloop::{
-    Connection, EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn, timeout,
+    CHUNK, Connection, EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn, timeout,
 };
 
 use crate::support::{
@@ -463,6 +463,36 @@ fn a_connection_that_goes_last_gets_nothing_by_asking_again() {
         .await;
         // A burst ends with the chunk that reaches 64 KiB.
         assert_eq!(in_each_poll, [70_000, 70_000, 10_000]);
+    });
+}
+
+#[test]
+fn a_connection_that_waits_between_its_messages_never_goes_last() {
+    // On the test clock, whose turns are counted in polls.
+    run_on_test_clock(async || {
+        let polls = Rc::new(Cell::new(0));
+        let counted = polls.clone();
+        spawn(async move {
+            loop {
+                counted.set(counted.get() + 1);
+                yield_now().await;
+            }
+        })
+        .detach();
+        let (connection, mut peer) = pipe(Faults::none());
+        let echo = spawn(async move { tinyloop::echo(connection, b"").await });
+        let mut message = vec![b'x'; CHUNK];
+        let mut polls_meanwhile = Vec::new();
+        for _ in 0..40 {
+            let before = polls.get();
+            peer.write_all(&message).await.unwrap();
+            peer.read_exact(&mut message).await.unwrap();
+            polls_meanwhile.push(polls.get() - before);
+        }
+        // Whoever goes last beside a task that is always ready waits for the next turn, 16 polls later.
+        let most = polls_meanwhile.iter().max();
+        assert!(most < Some(&16), "{polls_meanwhile:?}");
+        drop(echo);
     });
 }
 
