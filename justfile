@@ -10,7 +10,7 @@ run *arguments:
 test:
     cargo test --locked
 
-# Run the long forms of the fault tests, one after another, and show the figures they reach: an hour or so.
+# Run the long forms of the fault tests, one after another, and show the figures they reach: ten minutes or so.
 soak *arguments:
     TINYLOOP_SOAK=1 cargo test --release --locked --test it -- faults:: --include-ignored --nocapture --test-threads 1 {{arguments}}
 
