@@ -59,8 +59,9 @@ pub enum Event<'a> {
         /// What happens to the next.
         when_full: WhenFull,
     },
-    /// The system has no descriptors or memory for another connection. The server tries again when one of its own has
-    /// ended, or after a tenth of a second. Told once, until a connection is accepted again.
+    /// The system has no descriptors or memory for another connection, or accepting fails again and again. The server
+    /// tries again when one of its own has ended, or after a tenth of a second. Told once, until a connection is accepted
+    /// again.
     AcceptPaused {
         /// The system's error.
         error: &'a io::Error,

@@ -558,7 +558,7 @@ fn the_main_future_is_known_from_the_moment_the_table_is_on() {
         let table = task_table();
         let main = move || table.tasks().into_iter().find(|task| task.id == 0);
         assert_eq!(main().unwrap().state, TaskState::Running);
-        thread::sleep(Duration::from_millis(20));
+        block_for(Duration::from_millis(20));
         assert!(main().unwrap().longest_poll >= Duration::from_millis(20));
         let state = spawn(async move { main().unwrap().state }).await;
         assert_eq!(state, TaskState::Waiting);
