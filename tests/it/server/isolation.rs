@@ -115,5 +115,6 @@ fn an_end_and_then_a_reset_during_a_write_end_their_own_connection_only() {
     drop(bystander);
     let (_, stderr) = program.stop();
     let counts = format!("accepted {}, completed 1, failed {PEERS}, ", PEERS + 1);
-    assert!(stderr[0].starts_with(&counts), "{stderr:?}");
+    // Before it may stand that the server drains: the signal can come before the bystander's end.
+    assert!(stderr.last().unwrap().starts_with(&counts), "{stderr:?}");
 }
