@@ -14,7 +14,7 @@ use crate::faults::form;
 use crate::monitor::ask_monitor;
 use crate::process::{descriptors, resident_bytes};
 use crate::server::backpressure::unless_blocked;
-use crate::support::{self, DEADLINE, Program, ask, the_machine};
+use crate::support::{self, DEADLINE, Program, ask, hang_up, the_machine};
 
 /// How much a program's memory may grow after the first tenth, however many connections follow: some pages more for its
 /// allocator and its stacks.
@@ -90,7 +90,8 @@ impl Churn {
         println!("{row}: {held:?} in the end, with a connection from before");
         assert_eq!(held, self.held_at_first);
         assert_eq!(ask(&self.old, "x"), "Got: x");
-        drop(self.old);
+        // Until the server has closed it, too: else it might have to drain.
+        assert_eq!(hang_up(self.old), b"");
         let (_, stderr) = self.program.stop();
         println!("{row}: {stderr:?}");
         assert_eq!(stderr.len(), 1, "nothing but the report: {stderr:?}");
