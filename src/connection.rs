@@ -24,8 +24,8 @@ use futures_lite::{AsyncRead, AsyncWrite, ready};
 use smol::Async;
 
 use crate::address::{Address, CompactAddress};
+use crate::executor;
 use crate::time::{self, Sleep};
-use crate::yielded::{self, Place};
 
 use terms::DrainingKey;
 
@@ -94,7 +94,8 @@ enum Next {
     Yield,
     /// Let those run first, too, that become ready meanwhile: it has had its burst.
     GoLast,
-    /// The same, and it stands in the queue. Its place is where the burst is counted otherwise.
+    /// The same, and it stands in the queue. The poll in which it went there is where the burst is counted otherwise:
+    /// in that poll it gets nothing by asking again.
     IsLast,
     /// Wait for the event that was asked for. Without this, smol would report that event once more at the next wait,
     /// and cost a call that finds nothing.
@@ -480,27 +481,23 @@ fn poll_timer(
 impl Direction {
     /// Lets the others run first, if that is due.
     fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let place = match self.next.get() {
+        match self.next.get() {
             Next::Try | Next::Wait => return Poll::Ready(()),
-            Next::Yield => None,
-            Next::GoLast => yielded::go_last(cx.waker()),
-            Next::IsLast if yielded::is_waiting(Place(self.burst.get()), cx.waker()) => {
+            Next::IsLast if executor::this_poll() == Some(self.burst.get()) => {
                 return Poll::Pending;
             }
             Next::IsLast => {
-                self.next.set(Next::Try);
-                self.burst.set(0);
+                self.yield_next(Next::Try);
                 return Poll::Ready(());
             }
-        };
-        match place {
-            Some(Place(place)) => {
-                self.next.set(Next::IsLast);
-                self.burst.set(place);
-            }
-            None => {
+            Next::Yield => {
                 self.next.set(Next::Try);
                 cx.waker().wake_by_ref();
+            }
+            Next::GoLast => {
+                self.next.set(Next::IsLast);
+                self.burst.set(executor::this_poll().unwrap_or_default());
+                executor::go_last(cx.waker());
             }
         }
         Poll::Pending

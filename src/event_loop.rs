@@ -1,40 +1,45 @@
 //! The event loop: one thread that runs tasks, looks at the sockets and fires timers, in turns.
 //!
-//! A turn polls the main future if somebody woke it, runs the tasks that are ready for [`TURN`], fires the timers that
-//! are due, and then lets smol's reactor look at the sockets: without waiting if there is more to run, else until
-//! something happens. smol's own `LocalExecutor::run` looks at the sockets after 200 polls instead, which is
-//! milliseconds when each of them does I/O, and polls its main future at every wake of any task.
+//! A turn fires the timers that are due, runs the tasks that are ready for [`TURN`], and then lets smol's reactor look
+//! at the sockets: without waiting if there is more to run, else until something happens. The main future has its turn
+//! as a task has. smol's own `LocalExecutor::run` looks at the sockets after 200 polls instead, which is milliseconds
+//! when each of them does I/O, and polls its main future at every wake of any task.
 //!
 //! smol keeps one helper thread of its own, which looks at the sockets while no loop does.
+
+mod spin;
 
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
-use smol::{LocalExecutor, Task, Timer};
+use smol::{Task, Timer};
 
+use crate::executor::Executor;
 use crate::io_error;
-use crate::task_table::{Label, SlowPoll, SlowPolls, TaskTable, Watch, Watched};
+use crate::task_table::{Entry, Label, Line, SlowPoll, SlowPolls, TaskTable, Watched};
 use crate::time::Timers;
-use crate::yielded;
+
+use spin::Spin;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
-/// shorter costs system calls: a look is five of them in smol's reactor.
+/// shorter costs system calls: a look is five of them in smol's reactor. So while looks find nothing and more is ready,
+/// a turn doubles, up to the longest.
 const TURN: Duration = Duration::from_micros(100);
+const LONGEST_TURN: Duration = Duration::from_micros(400);
 
 /// How many polls share a look at the clock, as long as that many of them take less than this.
 const POLLS_PER_LOOK: u32 = 8;
@@ -129,9 +134,8 @@ pub(crate) fn current(caller: &str) -> Rc<Inner> {
 /// A single-threaded event loop.
 ///
 /// [`run`] is the short way to one. An `EventLoop` of one's own can run again, with the tasks that are left from the
-/// run before. Dropping it cancels its tasks and drops their futures; their destructors run outside the loop, where
-/// [`spawn`] panics. A task that another thread wakes at this very moment may be missed by async-executor, and its
-/// future then leaks: end such threads before the loop.
+/// run before. Dropping it cancels its tasks and drops their futures, on this thread, whatever other threads do at that
+/// moment; a wake after that does nothing. The destructors run outside the loop, where [`spawn`] panics.
 pub struct EventLoop {
     /// Shared with the thread's slot while the loop runs. Tasks reach it through the slot only, never by a reference
     /// of their own, so that dropping the loop always drops its tasks.
@@ -140,17 +144,15 @@ pub struct EventLoop {
 
 /// What a task can reach of its loop.
 pub(crate) struct Inner {
-    executor: LocalExecutor<'static>,
+    executor: Executor,
     timers: Rc<Timers>,
     /// On as soon as somebody asked for it.
     table: OnceCell<TaskTable>,
     slow_polls: Rc<SlowPolls>,
-    /// While the loop runs: where its main future is from.
-    main_place: Cell<Option<&'static Location<'static>>>,
-    /// The main future is being polled.
-    in_main: Cell<bool>,
-    /// The main future's line in the table.
-    main_watch: RefCell<Option<Watch>>,
+    /// While the loop runs: what is known of its main future.
+    main: RefCell<Option<Arc<Entry>>>,
+    /// The same, in the table. Held for its drop.
+    main_line: RefCell<Option<Line>>,
 }
 
 impl Inner {
@@ -160,10 +162,11 @@ impl Inner {
         future: impl Future<Output = T> + 'static,
     ) -> Task<T> {
         match self.table.get() {
-            None => self.executor.spawn(future),
+            None => self.executor.spawn(future, || ()),
             Some(table) => {
                 let watched = Watched::new(table, label, &self.slow_polls, future);
-                self.executor.spawn(watched)
+                let entry = watched.entry().clone();
+                self.executor.spawn(watched, move || entry.woken())
             }
         }
     }
@@ -172,35 +175,15 @@ impl Inner {
     pub(crate) fn table(&self) -> &TaskTable {
         self.table.get_or_init(|| {
             let table = TaskTable::new();
-            self.watch_main(&table);
+            self.show_main(&table);
             table
         })
     }
 
-    /// Enters the main future in the table, as what it is at this moment.
-    fn watch_main(&self, table: &TaskTable) {
-        let place = self.main_place.get();
-        let watch =
-            place.map(|place| table.enter_main(place, self.in_main.get(), &self.slow_polls));
-        self.main_watch.replace(watch);
-    }
-
-    /// Polls the main future, and notes what there is to note when the table is on.
-    fn poll_main<F: Future>(&self, main: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let watch = self.main_watch.take();
-        if let Some(mut watch) = watch {
-            let polled = watch.poll(main, cx);
-            self.main_watch.replace(Some(watch));
-            return polled;
-        }
-        self.in_main.set(true);
-        let polled = main.poll(cx);
-        self.in_main.set(false);
-        // The main future has turned the table on in this very poll.
-        if let Some(watch) = &*self.main_watch.borrow() {
-            watch.end_poll();
-        }
-        polled
+    /// Enters the main future in the table, if there is one.
+    fn show_main(&self, table: &TaskTable) {
+        let line = self.main.borrow().clone().map(|entry| table.show(entry));
+        self.main_line.replace(line);
     }
 
     pub(crate) fn table_if_on(&self) -> Option<&TaskTable> {
@@ -240,13 +223,12 @@ impl EventLoop {
         start_reactor()
             .map_err(|error| io_error::explain("cannot start the event loop", &error))?;
         let inner = Inner {
-            executor: LocalExecutor::new(),
+            executor: Executor::new(),
             timers: Rc::new(timers),
             table: OnceCell::new(),
             slow_polls: Rc::default(),
-            main_place: Cell::new(None),
-            in_main: Cell::new(false),
-            main_watch: RefCell::new(None),
+            main: RefCell::new(None),
+            main_line: RefCell::new(None),
         };
         Ok(EventLoop {
             inner: Rc::new(inner),
@@ -260,8 +242,9 @@ impl EventLoop {
     /// If `main` panics, or if a loop runs on this thread already.
     #[track_caller]
     pub fn run<T>(&self, main: impl Future<Output = T>) -> T {
-        let _running = Running::enter(&self.inner, Location::caller());
-        smol::block_on(self.turns(main))
+        let entry = Entry::of_main(Location::caller());
+        let _running = Running::enter(&self.inner, entry.clone());
+        smol::block_on(self.turns(main, entry))
     }
 
     /// Starts a task on this loop, which runs when the loop does. As [`spawn`] otherwise.
@@ -270,75 +253,70 @@ impl EventLoop {
         self.inner.spawn(Label::new(Location::caller()), future)
     }
 
-    async fn turns<T>(&self, main: impl Future<Output = T>) -> T {
+    async fn turns<T>(&self, main: impl Future<Output = T>, entry: Arc<Entry>) -> T {
         let Inner {
             executor, timers, ..
         } = &*self.inner;
-        let mut main = pin!(main);
-        let main_waker = MainWaker::new(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await);
-        let waker = Waker::from(main_waker.clone());
-        let mut cx = Context::from_waker(&waker);
+        let mut main = Main {
+            future: pin!(main),
+            turn: Rc::default(),
+            entry,
+            slow_polls: &self.inner.slow_polls,
+        };
+        let _stand_in = main.stand_in(executor);
+        let thread = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        let _entered = executor.enter(thread);
         let mut alarm = Alarm::new();
         let mut spin = Spin::default();
+        let (mut turn, mut left) = (TURN, 0);
         loop {
-            if main_waker.take()
-                && let Poll::Ready(result) = self.inner.poll_main(main.as_mut(), &mut cx)
-            {
-                return result;
+            timers.set_recent(Instant::now());
+            timers.fire();
+            executor.take_arrivals();
+            let found = executor.ready() > left;
+            turn = match found || left == 0 {
+                true => TURN,
+                false => (2 * turn).min(LONGEST_TURN),
+            };
+            match self.run_ready(turn, &mut main) {
+                ControlFlow::Break(result) => return result,
+                ControlFlow::Continue(Ran(true)) => spin.succeeded(),
+                ControlFlow::Continue(Ran(false)) => {}
             }
-            let ran = self.run_ready();
-            let fired = timers.fire();
-            if ran != Ran::Nothing {
-                spin.succeeded();
-            }
-            if ran == Ran::Some || fired || main_waker.is_woken() || timers.jump() {
+            left = executor.ready();
+            if left > 0 || timers.jump() || spin.goes_on(Instant::now()) {
                 // Out to `block_on`, which looks at the sockets without waiting and comes back.
-                yield_now().await;
-            } else if spin.goes_on(Instant::now()) {
                 yield_now().await;
             } else {
                 alarm.set(timers.next_deadline());
-                let main_woken = poll_fn(|_| match main_waker.is_woken() {
-                    true => Poll::Ready(()),
-                    false => Poll::Pending,
-                });
                 let asleep = Instant::now();
-                // `tick` waits for a task to be ready and polls it, for which it must not be the time of falling asleep.
-                let mut tick = pin!(executor.tick());
-                let tick = poll_fn(|cx| {
-                    timers.set_recent(Instant::now());
-                    tick.as_mut().poll(cx)
-                });
-                tick.or(main_woken).or(&mut alarm).await;
+                poll_fn(|_| executor.poll_ready()).or(&mut alarm).await;
                 spin.slept(asleep.elapsed());
             }
         }
     }
 
-    /// Runs ready tasks, for [`TURN`] at most.
-    fn run_ready(&self) -> Ran {
+    /// Runs ready tasks, and the main future when its turn comes, for `turn` at most.
+    fn run_ready<F: Future>(
+        &self,
+        turn: Duration,
+        main: &mut Main<'_, F>,
+    ) -> ControlFlow<F::Output, Ran> {
         let Inner {
             executor, timers, ..
         } = &*self.inner;
-        let start = Instant::now();
-        timers.set_recent(start);
+        let start = timers.recent();
         let (mut last_look, mut polls_to_look) = (start, 1);
-        let mut ran = Ran::Nothing;
-        let mut test_polls = 0;
-        // One that goes last has a share of each turn, also when others are always ready.
-        yielded::wake_next();
-        loop {
-            if !executor.try_tick() {
-                if yielded::wake_next() {
-                    continue;
-                }
-                return ran;
+        let mut polls = 0;
+        executor.begin_turn();
+        while executor.run_next() {
+            if let Poll::Ready(result) = main.poll_if_due() {
+                return ControlFlow::Break(result);
             }
-            ran = Ran::All;
+            polls += 1;
             if timers.is_for_tests() {
-                test_polls += 1;
-                if test_polls == TEST_TURN_POLLS {
-                    return Ran::Some;
+                if polls == TEST_TURN_POLLS {
+                    break;
                 }
                 continue;
             }
@@ -346,8 +324,8 @@ impl EventLoop {
             if polls_to_look == 0 {
                 let now = Instant::now();
                 timers.set_recent(now);
-                if now - start >= TURN {
-                    return Ran::Some;
+                if now - start >= turn {
+                    break;
                 }
                 // Looking at the clock takes a fifth of the time of the shortest polls, so several of them share it.
                 polls_to_look = if now - last_look < SHORT_POLLS {
@@ -358,17 +336,12 @@ impl EventLoop {
                 last_look = now;
             }
         }
+        ControlFlow::Continue(Ran(polls > 0))
     }
 }
 
-/// How many of the ready tasks ran in a turn.
-#[derive(PartialEq)]
-enum Ran {
-    Nothing,
-    All,
-    /// More may be ready.
-    Some,
-}
+/// Whether a turn had anything to run.
+struct Ran(bool);
 
 impl fmt::Debug for EventLoop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -381,7 +354,7 @@ struct Running;
 
 impl Running {
     #[track_caller]
-    fn enter(event_loop: &Rc<Inner>, main_place: &'static Location<'static>) -> Running {
+    fn enter(event_loop: &Rc<Inner>, main: Arc<Entry>) -> Running {
         let before = CURRENT.with_borrow(Option::is_some);
         assert!(
             !before,
@@ -389,11 +362,9 @@ impl Running {
         );
         CURRENT.set(Some(event_loop.clone()));
         Timers::set_current(Some(event_loop.timers.clone()));
-        yielded::begin();
-        event_loop.main_place.set(Some(main_place));
-        event_loop.in_main.set(false);
+        event_loop.main.replace(Some(main));
         if let Some(table) = event_loop.table.get() {
-            event_loop.watch_main(table);
+            event_loop.show_main(table);
         }
         Running
     }
@@ -401,49 +372,43 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        yielded::end();
         Timers::set_current(None);
         if let Some(event_loop) = CURRENT.take() {
-            event_loop.main_place.take();
-            event_loop.main_watch.take();
+            event_loop.main.take();
+            event_loop.main_line.take();
         }
     }
 }
 
-/// Wakes the loop for its main future, and remembers that it did, so that the main future is polled only then.
-struct MainWaker {
-    woken: AtomicBool,
-    /// The waker of `block_on`, under which the whole loop is one future.
-    event_loop: Waker,
+/// The main future. It is no task, since it need not be `'static`; but it has its turn as one: a task stands in for it
+/// in the queue of the ready.
+struct Main<'r, F> {
+    future: Pin<&'r mut F>,
+    /// Set when it is the main future's turn: the waker of the task that stands in for it.
+    turn: Rc<Cell<Option<Waker>>>,
+    entry: Arc<Entry>,
+    slow_polls: &'r SlowPolls,
 }
 
-impl MainWaker {
-    /// Starts as woken, for the first poll.
-    fn new(event_loop: Waker) -> Arc<MainWaker> {
-        Arc::new(MainWaker {
-            woken: AtomicBool::new(true),
-            event_loop,
-        })
+impl<F: Future> Main<'_, F> {
+    fn stand_in(&self, executor: &Executor) -> Task<()> {
+        let (turn, entry) = (self.turn.clone(), self.entry.clone());
+        let stand_in = poll_fn(move |cx| {
+            turn.set(Some(cx.waker().clone()));
+            Poll::Pending
+        });
+        executor.spawn(stand_in, move || entry.woken())
     }
 
-    fn is_woken(&self) -> bool {
-        self.woken.load(Ordering::Acquire)
-    }
-
-    fn take(&self) -> bool {
-        self.is_woken() && self.woken.swap(false, Ordering::AcqRel)
-    }
-}
-
-impl Wake for MainWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.woken.swap(true, Ordering::AcqRel) {
-            self.event_loop.wake_by_ref();
-        }
+    fn poll_if_due(&mut self) -> Poll<F::Output> {
+        let Some(waker) = self.turn.take() else {
+            return Poll::Pending;
+        };
+        self.entry.begin_poll();
+        let polled = self.future.as_mut().poll(&mut Context::from_waker(&waker));
+        let duration = self.entry.end_poll();
+        self.slow_polls.check(&self.entry, duration);
+        polled
     }
 }
 
@@ -485,67 +450,6 @@ impl Future for Alarm {
     }
 }
 
-/// Whether to look at the sockets for a while before going to sleep.
-///
-/// To sleep and be woken costs more processor time than some looks at the sockets, and more latency. So when the last
-/// sleep turned out short, the loop looks on for a while before it sleeps again. If that was in vain, it backs off: it
-/// lets pass one chance to spin, then two, then four. An idle loop does not spin. With one connection and messages of
-/// 64 B, this makes 2.3 to 2.5 times as many round trips a second, for half the processor time of each.
-#[derive(Default)]
-struct Spin {
-    since: Option<Instant>,
-    /// The last sleep was so short that a spin would have seen its end.
-    promising: bool,
-    /// How many chances to let pass after the next spin in vain, and how many still from the last.
-    penalty: u32,
-    skip: u32,
-}
-
-/// How long to spin: some two times what a sleep and a wake-up cost, so that peers that sleep themselves between their
-/// messages are waited for.
-const SPIN: Duration = Duration::from_micros(50);
-
-/// A sleep of less than this is short: a spin, and a wake-up.
-const SHORT_SLEEP: Duration = Duration::from_micros(100);
-
-/// The most chances to let pass.
-const MAX_PENALTY: u32 = 256;
-
-impl Spin {
-    /// Nothing is ready. Returns whether to look once more, rather than to sleep.
-    fn goes_on(&mut self, now: Instant) -> bool {
-        match self.since {
-            Some(since) if now - since < SPIN => true,
-            Some(_) => {
-                self.since = None;
-                self.penalty = (2 * self.penalty).clamp(1, MAX_PENALTY);
-                self.skip = self.penalty;
-                false
-            }
-            None if !self.promising => false,
-            None if self.skip > 0 => {
-                self.skip -= 1;
-                false
-            }
-            None => {
-                self.since = Some(now);
-                true
-            }
-        }
-    }
-
-    /// Something is ready.
-    fn succeeded(&mut self) {
-        if self.since.take().is_some() {
-            self.penalty = 0;
-        }
-    }
-
-    fn slept(&mut self, duration: Duration) {
-        self.promising = duration < SHORT_SLEEP;
-    }
-}
-
 /// Starts smol's reactor and its thread, once in a process.
 ///
 /// They start by themselves on first use, but panic when the system refuses. So we first see whether as many
@@ -560,42 +464,4 @@ fn start_reactor() -> io::Result<()> {
         STARTED.get_or_init(|| ());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// How many of `chances` a loop spins that never sees anything and whose sleeps are short all the same.
-    fn spins_in_vain(spin: &mut Spin, chances: u32) -> u32 {
-        let mut now = Instant::now();
-        let mut spins = 0;
-        for _ in 0..chances {
-            spin.slept(Duration::ZERO);
-            if spin.goes_on(now) {
-                spins += 1;
-                now += SPIN;
-                assert!(!spin.goes_on(now), "a spin has an end");
-            }
-        }
-        spins
-    }
-
-    #[test]
-    fn a_loop_that_sleeps_long_does_not_spin() {
-        let mut spin = Spin::default();
-        assert!(!spin.goes_on(Instant::now()));
-        spin.slept(SHORT_SLEEP);
-        assert!(!spin.goes_on(Instant::now()));
-    }
-
-    #[test]
-    fn spinning_in_vain_backs_off_and_success_ends_that() {
-        let mut spin = Spin::default();
-        let spins = spins_in_vain(&mut spin, 1000);
-        assert_eq!(spins, 11, "the pauses double, up to {MAX_PENALTY}");
-        while !spin.goes_on(Instant::now()) {}
-        spin.succeeded();
-        assert!(spin.goes_on(Instant::now()));
-    }
 }

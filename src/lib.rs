@@ -101,6 +101,7 @@ mod address;
 mod connection;
 mod echo;
 mod event_loop;
+mod executor;
 mod io_error;
 pub mod monitor;
 mod server;
@@ -110,7 +111,6 @@ mod task_table;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
-mod yielded;
 
 pub use address::Address;
 pub use connection::{Closing, Connection};

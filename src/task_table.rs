@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
@@ -159,56 +159,16 @@ impl TaskTable {
         servers.push((addrs, Arc::downgrade(report)));
     }
 
-    /// Enters the main future, which may be running.
-    pub(crate) fn enter_main(
-        &self,
-        place: &'static Location<'static>,
-        running: bool,
-        slow_polls: &Rc<SlowPolls>,
-    ) -> Watch {
-        let label = Label {
-            name: Some("main".into()),
-            ..Label::new(place)
-        };
-        let watch = self.enter_with_id(0, label, slow_polls);
-        if running {
-            watch.entry.begin_poll();
-        }
-        watch
-    }
-
-    fn enter(&self, label: Label, slow_polls: &Rc<SlowPolls>) -> Watch {
-        let id = self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        self.enter_with_id(id, label, slow_polls)
-    }
-
-    fn enter_with_id(&self, id: u64, label: Label, slow_polls: &Rc<SlowPolls>) -> Watch {
-        let entry = Arc::new(Entry {
-            id,
-            name: label.name,
-            place: label.place,
-            spawned: Instant::now(),
-            state: AtomicU8::new(READY),
-            polls: AtomicU64::new(0),
-            busy_nanos: AtomicU64::new(0),
-            longest_nanos: AtomicU64::new(0),
-            poll_start_nanos: AtomicU64::new(0),
-            peer_addr: label
-                .connection
-                .as_ref()
-                .map(|connection| connection.peer_addr.clone()),
-            bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
-        });
-        let key = lock(&self.shared.entries).insert(entry.clone());
-        Watch {
-            entry,
+    /// Enters a task.
+    pub(crate) fn show(&self, entry: Arc<Entry>) -> Line {
+        Line {
+            key: lock(&self.shared.entries).insert(entry),
             table: self.clone(),
-            key,
-            traffic: label.connection.map(|connection| connection.traffic),
-            waker: None,
-            slow_polls: slow_polls.clone(),
         }
+    }
+
+    fn new_id(&self) -> u64 {
+        self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
@@ -245,8 +205,8 @@ impl Label {
     }
 }
 
-/// A task's line in the table.
-struct Entry {
+/// What is known of a task.
+pub(crate) struct Entry {
     id: u64,
     name: Option<Cow<'static, str>>,
     place: &'static Location<'static>,
@@ -271,18 +231,45 @@ const RUNNING: u8 = 2;
 const RUNNING_WOKEN: u8 = 3;
 
 impl Entry {
+    fn new(id: u64, label: &mut Label) -> Arc<Entry> {
+        let connection = label.connection.as_ref();
+        Arc::new(Entry {
+            id,
+            name: label.name.take(),
+            place: label.place,
+            spawned: Instant::now(),
+            state: AtomicU8::new(READY),
+            polls: AtomicU64::new(0),
+            busy_nanos: AtomicU64::new(0),
+            longest_nanos: AtomicU64::new(0),
+            poll_start_nanos: AtomicU64::new(0),
+            peer_addr: connection.map(|connection| connection.peer_addr.clone()),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+        })
+    }
+
+    /// Of a main future that was started at `place`.
+    pub(crate) fn of_main(place: &'static Location<'static>) -> Arc<Entry> {
+        let mut label = Label {
+            name: Some("main".into()),
+            ..Label::new(place)
+        };
+        Entry::new(0, &mut label)
+    }
+
     fn nanos_now(&self) -> u64 {
         self.spawned.elapsed().as_nanos() as u64
     }
 
-    fn begin_poll(&self) {
+    pub(crate) fn begin_poll(&self) {
         self.poll_start_nanos
             .store(self.nanos_now(), Ordering::Relaxed);
         self.state.store(RUNNING, Ordering::Release);
     }
 
     /// Returns how long the poll took.
-    fn end_poll(&self) -> Duration {
+    pub(crate) fn end_poll(&self) -> Duration {
         let nanos = self.nanos_now() - self.poll_start_nanos.load(Ordering::Relaxed);
         self.polls.fetch_add(1, Ordering::Relaxed);
         self.busy_nanos.fetch_add(nanos, Ordering::Relaxed);
@@ -297,7 +284,7 @@ impl Entry {
         Duration::from_nanos(nanos)
     }
 
-    fn woken(&self) {
+    pub(crate) fn woken(&self) {
         let change = |from, to| {
             self.state
                 .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
@@ -339,83 +326,20 @@ impl Entry {
     }
 }
 
-/// A task's presence in the table: there from its spawn until its future is dropped.
-pub(crate) struct Watch {
-    entry: Arc<Entry>,
+/// A task's presence in the table, until this is dropped.
+pub(crate) struct Line {
     table: TaskTable,
     key: usize,
-    traffic: Option<ReadTraffic>,
-    /// Made at the first poll: notes that the task is ready before it wakes it.
-    waker: Option<Waker>,
-    slow_polls: Rc<SlowPolls>,
 }
 
-impl Watch {
-    /// Polls `future`, and notes what there is to note.
-    pub(crate) fn poll<F: Future>(
-        &mut self,
-        future: Pin<&mut F>,
-        cx: &mut Context<'_>,
-    ) -> Poll<F::Output> {
-        let entry = &self.entry;
-        let note = || {
-            Waker::from(Arc::new(NotingWaker {
-                entry: entry.clone(),
-                task: cx.waker().clone(),
-            }))
-        };
-        let waker = self.waker.get_or_insert_with(note).clone();
-        self.entry.begin_poll();
-        // Ends the poll in a panic, too.
-        let poll = PollInProgress(self);
-        let result = future.poll(&mut Context::from_waker(&waker));
-        drop(poll);
-        result
-    }
-
-    pub(crate) fn end_poll(&self) {
-        let entry = &self.entry;
-        if let Some(traffic) = self.traffic.as_ref().and_then(|read| read()) {
-            entry.bytes_in.store(traffic.bytes_in, Ordering::Relaxed);
-            entry.bytes_out.store(traffic.bytes_out, Ordering::Relaxed);
-        }
-        let duration = entry.end_poll();
-        self.slow_polls.check(entry, duration);
-    }
-}
-
-struct PollInProgress<'a>(&'a Watch);
-
-impl Drop for PollInProgress<'_> {
-    fn drop(&mut self) {
-        self.0.end_poll();
-    }
-}
-
-impl Drop for Watch {
+impl Drop for Line {
     fn drop(&mut self) {
         lock(&self.table.shared.entries).remove(self.key);
     }
 }
 
-struct NotingWaker {
-    entry: Arc<Entry>,
-    task: Waker,
-}
-
-impl Wake for NotingWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.entry.woken();
-        self.task.wake_by_ref();
-    }
-}
-
 pin_project! {
-    /// A task that is in the table.
+    /// A task that is in the table, from its spawn until its future is dropped.
     pub(crate) struct Watched<F> {
         #[pin]
         future: F,
@@ -423,17 +347,33 @@ pin_project! {
     }
 }
 
+struct Watch {
+    entry: Arc<Entry>,
+    /// Held for its drop.
+    _line: Line,
+    traffic: Option<ReadTraffic>,
+    slow_polls: Rc<SlowPolls>,
+}
+
 impl<F: Future> Watched<F> {
     pub(crate) fn new(
         table: &TaskTable,
-        label: Label,
+        mut label: Label,
         slow_polls: &Rc<SlowPolls>,
         future: F,
     ) -> Watched<F> {
-        Watched {
-            future,
-            watch: table.enter(label, slow_polls),
-        }
+        let entry = Entry::new(table.new_id(), &mut label);
+        let watch = Watch {
+            _line: table.show(entry.clone()),
+            entry,
+            traffic: label.connection.map(|connection| connection.traffic),
+            slow_polls: slow_polls.clone(),
+        };
+        Watched { future, watch }
+    }
+
+    pub(crate) fn entry(&self) -> &Arc<Entry> {
+        &self.watch.entry
     }
 }
 
@@ -442,7 +382,28 @@ impl<F: Future> Future for Watched<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        this.watch.poll(this.future, cx)
+        this.watch.entry.begin_poll();
+        // Ends the poll in a panic, too.
+        let _poll = PollInProgress(this.watch);
+        this.future.poll(cx)
+    }
+}
+
+struct PollInProgress<'a>(&'a Watch);
+
+impl Drop for PollInProgress<'_> {
+    fn drop(&mut self) {
+        let Watch {
+            entry,
+            traffic,
+            slow_polls,
+            ..
+        } = self.0;
+        if let Some(traffic) = traffic.as_ref().and_then(|read| read()) {
+            entry.bytes_in.store(traffic.bytes_in, Ordering::Relaxed);
+            entry.bytes_out.store(traffic.bytes_out, Ordering::Relaxed);
+        }
+        slow_polls.check(entry, entry.end_poll());
     }
 }
 
@@ -459,7 +420,7 @@ impl SlowPolls {
         self.watcher.replace(Some((threshold, Box::new(report))));
     }
 
-    fn check(&self, entry: &Entry, duration: Duration) {
+    pub(crate) fn check(&self, entry: &Entry, duration: Duration) {
         // Out of its place while it is called: it may set another, or be what is slow.
         let Some((threshold, mut report)) = self.watcher.take() else {
             return;
