@@ -3,6 +3,8 @@
 //! What makes servers fair and robust lives here, below every handler: a connection that is always ready lets the
 //! others run after a bounded burst, and one whose peer has gone silent or stopped reading ends with an error.
 
+#[cfg(feature = "testing")]
+pub(crate) mod pipe;
 mod stream;
 mod terms;
 
@@ -18,13 +20,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_lite::{AsyncRead, AsyncWrite, ready};
 use smol::Async;
 
 use crate::address::{Address, CompactAddress};
 use crate::executor;
+use crate::report::Traffic;
 use crate::time::{self, Sleep};
 
 use terms::DrainingKey;
@@ -558,11 +561,3 @@ macro_rules! read_and_write {
 }
 read_and_write!(Connection);
 read_and_write!(&Connection);
-
-/// What goes through a connection: how much, and for how long.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Traffic {
-    pub(crate) bytes_in: u64,
-    pub(crate) bytes_out: u64,
-    pub(crate) duration: Duration,
-}

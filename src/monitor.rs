@@ -18,7 +18,7 @@ use slab::Slab;
 use self::request::{REQUEST_MAX, Request};
 use crate::event_loop::task_table;
 use crate::io_error;
-use crate::server::Report;
+use crate::report::Report;
 use crate::task_table::{TaskInfo, TaskState, TaskTable, lock};
 
 /// How many connections the monitor has at most. More are closed at once.

@@ -20,8 +20,7 @@ use std::time::{Duration, Instant};
 use pin_project_lite::pin_project;
 use slab::Slab;
 
-use crate::connection::Traffic;
-use crate::server::Report;
+use crate::report::{Report, Traffic};
 
 /// The threshold of asyncio's debug mode (`loop.slow_callback_duration`): 100 ms.
 pub const SLOW_POLL: Duration = Duration::from_millis(100);

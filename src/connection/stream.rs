@@ -9,6 +9,9 @@ use std::task::{Context, Poll};
 use rustix::net::{RecvFlags, SendFlags};
 use smol::Async;
 
+#[cfg(feature = "testing")]
+use super::pipe::Pipe;
+
 fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::empty())?;
     Ok(received)
@@ -24,7 +27,7 @@ pub(crate) enum Stream {
     Tcp(Async<TcpStream>),
     Unix(Async<UnixStream>),
     #[cfg(feature = "testing")]
-    Pipe(crate::testing::Pipe),
+    Pipe(Pipe),
 }
 
 impl Stream {

@@ -1,15 +1,17 @@
-//! What a server tells: `Event` as it happens, `Report` at the end.
+//! What a server tells: each event as it happens, and the sum of them.
 
 use std::fmt;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::address::Address;
+use crate::connection::Connection;
 use crate::io_error::in_plain_words;
-
-use super::WhenFull;
+use crate::report::{Report, Traffic};
+use crate::task_table::lock;
 
 /// Something that happened in a server, as it happens, for [`Server::observe`](super::Server::observe).
 ///
@@ -164,63 +166,98 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What happened in a server, counted. Displays as one line.
-///
-/// `accepted` is the sum of `completed`, `failed`, `panicked`, `timed_out`, `aborted` and the connections still open.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Report {
-    /// Connections whose handler was started.
-    pub accepted: u64,
-    /// Connections whose handler returned `Ok`.
-    pub completed: u64,
-    /// Connections whose handler returned an error that was no timeout of the server's.
-    pub failed: u64,
-    /// Connections whose handler panicked.
-    pub panicked: u64,
-    /// Connections that ended by the idle or the stall timeout.
-    pub timed_out: u64,
-    /// Connections that were closed without a handler, for lack of a place or of the system's resources.
-    pub rejected: u64,
-    /// Connections that were cancelled at the end of the drain.
-    pub aborted: u64,
-    /// Bytes read, on connections that are closed.
-    pub bytes_in: u64,
-    /// Bytes written, on connections that are closed.
-    pub bytes_out: u64,
-    /// The most connections that were open at once.
-    pub peak_connections: usize,
+/// What a full server does with the next connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Leaves it to the kernel, which holds it in its queue until a place is free.
+    #[default]
+    Wait,
+    /// Accepts it, closes it and counts it.
+    Reject,
 }
 
-impl Report {
-    /// All counters with their names, and how many connections are open.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 11] {
-        let ended = self.completed + self.failed + self.panicked + self.timed_out + self.aborted;
-        [
-            ("accepted", self.accepted),
-            ("completed", self.completed),
-            ("failed", self.failed),
-            ("panicked", self.panicked),
-            ("timed out", self.timed_out),
-            ("rejected", self.rejected),
-            ("aborted", self.aborted),
-            ("bytes in", self.bytes_in),
-            ("bytes out", self.bytes_out),
-            ("open", self.accepted - ended),
-            ("peak connections", self.peak_connections as u64),
-        ]
+/// Whom a server tells.
+pub(super) type Observer = Box<dyn FnMut(&Event<'_>)>;
+
+/// What a server tells: its events, and the sum of them.
+pub(super) struct Record {
+    observer: Option<Observer>,
+    /// Shared with the monitor's thread.
+    report: Arc<Mutex<Report>>,
+}
+
+impl Record {
+    pub(super) fn new(observer: Option<Observer>) -> Record {
+        Record {
+            observer,
+            report: Arc::default(),
+        }
+    }
+
+    /// The counters, to be shown elsewhere.
+    pub(super) fn shared(&self) -> &Arc<Mutex<Report>> {
+        &self.report
+    }
+
+    pub(super) fn report(&self) -> MutexGuard<'_, Report> {
+        lock(&self.report)
+    }
+
+    pub(super) fn tell(&mut self, event: &Event<'_>) {
+        if let Some(observer) = &mut self.observer {
+            observer(event);
+        }
+    }
+
+    pub(super) fn connected(&mut self, connection: &Connection, open: usize) {
+        let mut report = self.report();
+        report.accepted += 1;
+        report.peak_connections = report.peak_connections.max(open);
+        drop(report);
+        self.tell(&Event::Connected {
+            id: connection.id(),
+            peer_addr: &connection.peer_addr(),
+        });
+    }
+
+    pub(super) fn rejected(&mut self, peer_addr: &Address, error: Option<&io::Error>) {
+        self.report().rejected += 1;
+        self.tell(&Event::Rejected { peer_addr, error });
+    }
+
+    pub(super) fn closed(&mut self, ended: &Ended) {
+        let Ended {
+            id,
+            peer_addr,
+            traffic,
+            reason,
+        } = ended;
+        let mut report = self.report();
+        *match reason {
+            CloseReason::Completed => &mut report.completed,
+            CloseReason::Failed(_) => &mut report.failed,
+            CloseReason::TimedOut => &mut report.timed_out,
+            CloseReason::Panicked => &mut report.panicked,
+            CloseReason::Aborted => &mut report.aborted,
+        } += 1;
+        report.bytes_in += traffic.bytes_in;
+        report.bytes_out += traffic.bytes_out;
+        drop(report);
+        self.tell(&Event::Closed {
+            id: *id,
+            peer_addr,
+            reason,
+            bytes_in: traffic.bytes_in,
+            bytes_out: traffic.bytes_out,
+            duration: traffic.duration,
+        });
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counters = self
-            .counters()
-            .into_iter()
-            .filter(|(name, _)| *name != "open");
-        let counters: Vec<String> = counters
-            .map(|(name, count)| format!("{name} {count}"))
-            .collect();
-        f.write_str(&counters.join(", "))
-    }
+/// How a connection ended.
+pub(super) struct Ended {
+    pub(super) id: u64,
+    pub(super) peer_addr: Address,
+    pub(super) traffic: Traffic,
+    pub(super) reason: CloseReason,
 }

@@ -1,6 +1,6 @@
 //! What the repository says of itself, compared with what it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,80 +83,103 @@ fn the_library_neither_prints_nor_ends_the_process_nor_reads_arguments() {
     }
 }
 
-/// What each file of the library uses of the others. Whoever adds to this changes the design.
-const USES: [(&str, &[&str]); 19] = [
-    ("address.rs", &[]),
-    ("connection.rs", &["address", "time", "yielded"]),
-    ("connection/stream.rs", &["testing"]),
-    ("connection/terms.rs", &["time"]),
-    ("echo.rs", &["connection"]),
-    (
-        "event_loop.rs",
-        &["io_error", "task_table", "time", "yielded"],
-    ),
-    ("io_error.rs", &[]),
-    ("lib.rs", &[]),
-    (
-        "monitor.rs",
-        &["event_loop", "io_error", "server", "task_table"],
-    ),
-    ("monitor/request.rs", &[]),
-    (
-        "server.rs",
-        &[
-            "address",
-            "connection",
-            "event_loop",
-            "io_error",
-            "task_group",
-            "task_table",
-            "testing",
-            "time",
-        ],
-    ),
-    ("server/event.rs", &["address", "io_error"]),
-    (
-        "server/listener.rs",
-        &["address", "connection", "io_error", "testing"],
-    ),
-    ("signal.rs", &["io_error"]),
-    ("task_group.rs", &["event_loop", "task_table"]),
-    // Of connections and servers it knows the figures to show, and nothing else.
-    ("task_table.rs", &["connection", "server"]),
-    ("testing.rs", &["address", "connection", "server"]),
-    ("time.rs", &[]),
-    ("yielded.rs", &[]),
+/// The files of the library from the ground up: a file uses what stands above it here, and nothing below.
+const ORDER: [&str; 26] = [
+    "io_error.rs",
+    "address.rs",
+    "report.rs",
+    "time.rs",
+    "executor.rs",
+    "task_table.rs",
+    "event_loop/spin.rs",
+    "event_loop.rs",
+    "task_group.rs",
+    "signal.rs",
+    "connection/pipe.rs",
+    "connection/stream.rs",
+    "connection/terms.rs",
+    "connection.rs",
+    "echo.rs",
+    "server/listener.rs",
+    "server/accept.rs",
+    "server/event.rs",
+    "server/incoming.rs",
+    "server/connections.rs",
+    "server.rs",
+    "monitor/request.rs",
+    "monitor.rs",
+    "testing.rs",
+    "lib.rs",
+    // Tests, which may use what they test.
+    "executor/tests.rs",
 ];
 
-#[test]
-fn each_file_of_the_library_uses_what_the_design_says() {
-    let used = |path: &Path| -> BTreeSet<String> {
-        let code = code(path).into_iter();
-        let modules = code.flat_map(|(_, line)| {
-            let uses = line.split("crate::").skip(1);
-            let name = |rest: &str| {
-                rest.chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect()
-            };
-            uses.map(name).collect::<Vec<String>>()
+/// The files of the library that `path` names: `crate::a::b`, `super::a` and, of its own folder, `a::b` and `self::a`.
+fn used(path: &Path) -> BTreeSet<&'static str> {
+    let own = path.strip_prefix("src").unwrap().to_str().unwrap();
+    let own_folder = own.trim_end_matches(".rs");
+    let parent_folder = own_folder.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let lines = code(path);
+    // Whatever stands behind the last `#[cfg(test)]` are the file's own tests.
+    let text: String = lines.iter().map(|(_, line)| format!("{line}\n")).collect();
+    let text = text.split("#[cfg(test)]").next().unwrap();
+    let mut found = BTreeSet::new();
+    for candidate in ORDER {
+        let module = candidate.trim_end_matches(".rs");
+        let (folder, name) = module.rsplit_once('/').unwrap_or(("", module));
+        let mut ways = vec![format!("crate::{}", module.replace('/', "::"))];
+        if folder == parent_folder && !folder.is_empty() {
+            ways.push(format!("super::{name}"));
+        }
+        if folder == own_folder {
+            ways.push(format!("use {name}::"));
+            ways.push(format!("use self::{name}::"));
+        }
+        let is_used = ways.iter().any(|way| {
+            text.match_indices(way.as_str()).any(|(at, _)| {
+                let rest = &text[at + way.len()..];
+                !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_')
+            })
         });
-        modules.collect()
-    };
-    let found: BTreeMap<String, BTreeSet<String>> = library()
-        .map(|path| {
-            let name = path.strip_prefix("src").unwrap().to_str().unwrap();
-            (name.to_owned(), used(&path))
-        })
-        .collect();
-    let expected: BTreeMap<String, BTreeSet<String>> = USES
-        .iter()
-        .map(|(name, uses)| {
-            let uses = uses.iter().map(|&name| name.to_owned()).collect();
-            ((*name).to_owned(), uses)
-        })
-        .collect();
-    assert_eq!(found, expected);
+        if is_used && candidate != own {
+            found.insert(candidate);
+        }
+    }
+    // An item of the module above: `super::Item`, `super::{...}`.
+    let of_parent = text.contains("super::{")
+        || text
+            .split("super::")
+            .skip(1)
+            .any(|rest| rest.starts_with(char::is_uppercase));
+    if of_parent && !parent_folder.is_empty() {
+        found.extend(
+            ORDER
+                .iter()
+                .find(|file| file.trim_end_matches(".rs") == parent_folder),
+        );
+    }
+    found
+}
+
+#[test]
+fn no_file_of_the_library_uses_one_that_stands_below_it() {
+    let place = |file: &str| ORDER.iter().position(|&placed| placed == file);
+    let mut checked = 0;
+    for path in library() {
+        let file = path.strip_prefix("src").unwrap().to_str().unwrap();
+        let own_place = place(file).unwrap_or_else(|| panic!("{file} has no place in the order"));
+        if file.ends_with("tests.rs") || file == "lib.rs" {
+            continue;
+        }
+        for used in used(&path) {
+            assert!(
+                place(used).unwrap() < own_place,
+                "{file} uses {used}, which stands below it"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 40, "{checked} arrows were found");
 }
 
 #[test]

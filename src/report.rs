@@ -1,0 +1,73 @@
+//! Figures: what went through a connection, and what happened in a server.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What happened in a server, counted. Displays as one line.
+///
+/// `accepted` is the sum of `completed`, `failed`, `panicked`, `timed_out`, `aborted` and the connections still open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Connections whose handler was started.
+    pub accepted: u64,
+    /// Connections whose handler returned `Ok`.
+    pub completed: u64,
+    /// Connections whose handler returned an error that was no timeout of the server's.
+    pub failed: u64,
+    /// Connections whose handler panicked.
+    pub panicked: u64,
+    /// Connections that ended by the idle or the stall timeout.
+    pub timed_out: u64,
+    /// Connections that were closed without a handler, for lack of a place or of the system's resources.
+    pub rejected: u64,
+    /// Connections that were cancelled at the end of the drain.
+    pub aborted: u64,
+    /// Bytes read, on connections that are closed.
+    pub bytes_in: u64,
+    /// Bytes written, on connections that are closed.
+    pub bytes_out: u64,
+    /// The most connections that were open at once.
+    pub peak_connections: usize,
+}
+
+impl Report {
+    /// All counters with their names, and how many connections are open.
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 11] {
+        let ended = self.completed + self.failed + self.panicked + self.timed_out + self.aborted;
+        [
+            ("accepted", self.accepted),
+            ("completed", self.completed),
+            ("failed", self.failed),
+            ("panicked", self.panicked),
+            ("timed out", self.timed_out),
+            ("rejected", self.rejected),
+            ("aborted", self.aborted),
+            ("bytes in", self.bytes_in),
+            ("bytes out", self.bytes_out),
+            ("open", self.accepted - ended),
+            ("peak connections", self.peak_connections as u64),
+        ]
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counters = self
+            .counters()
+            .into_iter()
+            .filter(|(name, _)| *name != "open");
+        let counters: Vec<String> = counters
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        f.write_str(&counters.join(", "))
+    }
+}
+
+/// What goes through a connection: how much, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traffic {
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) duration: Duration,
+}

@@ -1,0 +1,243 @@
+//! How a server accepts: from which of its listeners, and what the connections are given.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::task::{Context, Poll};
+#[cfg(feature = "testing")]
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    task::Waker,
+};
+
+use rustix::net::{self, SocketFlags};
+use smol::Async;
+
+use crate::address::Address;
+use crate::connection::Stream;
+#[cfg(feature = "testing")]
+use crate::connection::pipe::{Pipe, wake};
+
+use super::listener::{Listener, Socket, SocketFile, set_options};
+
+/// The listeners that a server accepts from.
+pub(super) struct Listeners {
+    listeners: Vec<Serving>,
+    /// Whose turn it is, so that a busy one does not shut out the others.
+    next: usize,
+}
+
+/// A listener in the reactor.
+struct Serving {
+    /// Held for its drop, which comes before the socket's.
+    _file: Option<SocketFile>,
+    socket: AsyncSocket,
+    /// The last accept found nothing, so that an event comes before the next.
+    waiting: bool,
+    /// Until the kernel's queue was empty once.
+    old_queue: Option<OldQueue>,
+}
+
+/// The connections that were complete before the listener had its options: they have inherited none.
+struct OldQueue {
+    buffer_size: Option<usize>,
+}
+
+enum AsyncSocket {
+    Tcp(Async<TcpListener>),
+    Unix(Async<UnixListener>),
+    #[cfg(feature = "testing")]
+    Memory(Rc<Queue>),
+}
+
+/// What [`Listeners::poll_accept`] brings.
+pub(super) enum Accepted {
+    Stream(Stream, Address),
+    /// The connection is there, but the system has no resources to watch it. It is closed.
+    Unwatchable(Address, io::Error),
+}
+
+impl Listeners {
+    /// Puts the listeners into the reactor, and gives them the options that their connections inherit.
+    pub(super) fn new(
+        listeners: Vec<Listener>,
+        buffer_size: Option<usize>,
+    ) -> io::Result<Listeners> {
+        let serve = |listener: Listener| {
+            let socket = match listener.socket {
+                Socket::Tcp(listener) => {
+                    set_options(&listener, buffer_size)?;
+                    AsyncSocket::Tcp(Async::new(listener)?)
+                }
+                Socket::Unix(listener) => AsyncSocket::Unix(Async::new(listener)?),
+            };
+            Ok(Serving {
+                socket,
+                waiting: false,
+                old_queue: Some(OldQueue { buffer_size }),
+                _file: listener.file,
+            })
+        };
+        let listeners = listeners
+            .into_iter()
+            .map(serve)
+            .collect::<io::Result<_>>()?;
+        Ok(Listeners { listeners, next: 0 })
+    }
+
+    /// Accepts from a queue in memory, too.
+    #[cfg(feature = "testing")]
+    pub(super) fn add_queue(&mut self, queue: Rc<Queue>) {
+        self.listeners.push(Serving {
+            socket: AsyncSocket::Memory(queue),
+            waiting: false,
+            old_queue: None,
+            _file: None,
+        });
+    }
+
+    /// Closes the listeners: from now on the system refuses connections to them.
+    pub(super) fn close(&mut self) {
+        #[cfg(feature = "testing")]
+        for serving in &self.listeners {
+            if let AsyncSocket::Memory(queue) = &serving.socket {
+                queue.close();
+            }
+        }
+        self.listeners.clear();
+    }
+
+    /// Accepts from whichever listener has a connection, in turn.
+    pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        for _ in 0..self.listeners.len() {
+            self.next = (self.next + 1) % self.listeners.len();
+            let result = self.listeners[self.next].poll_accept(cx);
+            if result.is_ready() {
+                return result;
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Serving {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        loop {
+            if self.waiting {
+                match self.socket.poll_readable(cx) {
+                    Poll::Ready(ready) => ready?,
+                    Poll::Pending => return Poll::Pending,
+                }
+                self.waiting = false;
+            }
+            match self.socket.accept(self.old_queue.as_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.waiting = true;
+                    self.old_queue = None;
+                }
+                accepted => return Poll::Ready(accepted),
+            }
+        }
+    }
+}
+
+impl AsyncSocket {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            AsyncSocket::Tcp(listener) => listener.poll_readable(cx),
+            AsyncSocket::Unix(listener) => listener.poll_readable(cx),
+            #[cfg(feature = "testing")]
+            AsyncSocket::Memory(queue) => queue.poll_readable(cx),
+        }
+    }
+
+    fn accept(&self, old_queue: Option<&OldQueue>) -> io::Result<Accepted> {
+        match self {
+            AsyncSocket::Tcp(listener) => {
+                // Nonblocking from the start, which saves a system call over std's accept.
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                let (socket, peer_addr) = net::acceptfrom_with(listener.get_ref(), flags)?;
+                if let Some(old_queue) = old_queue {
+                    // Can fail on a broken socket only, whose next read tells.
+                    set_options(&socket, old_queue.buffer_size).ok();
+                }
+                let stream = Async::new_nonblocking(TcpStream::from(socket)).map(Stream::Tcp);
+                let peer_addr = peer_addr.and_then(|addr| SocketAddr::try_from(addr).ok());
+                Ok(Accepted::new(
+                    stream,
+                    peer_addr.map_or(Address::Unknown, Address::Tcp),
+                ))
+            }
+            AsyncSocket::Unix(listener) => {
+                let (stream, peer_addr) = listener.get_ref().accept()?;
+                let stream = Async::new(stream).map(Stream::Unix);
+                Ok(Accepted::new(stream, Address::from(peer_addr)))
+            }
+            #[cfg(feature = "testing")]
+            AsyncSocket::Memory(queue) => Ok(Accepted::Stream(
+                Stream::Pipe(queue.accept()?),
+                Address::Unknown,
+            )),
+        }
+    }
+}
+
+impl Accepted {
+    fn new(stream: io::Result<Stream>, peer_addr: Address) -> Accepted {
+        match stream {
+            Ok(stream) => Accepted::Stream(stream, peer_addr),
+            Err(error) => Accepted::Unwatchable(peer_addr, error),
+        }
+    }
+}
+
+/// A listener in memory: the connections that wait to be accepted.
+#[cfg(feature = "testing")]
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: RefCell<VecDeque<Pipe>>,
+    acceptor: RefCell<Option<Waker>>,
+    closed: Cell<bool>,
+}
+
+#[cfg(feature = "testing")]
+impl Queue {
+    /// Adds a connection, or refuses it.
+    pub(crate) fn push(&self, pipe: Pipe) -> io::Result<()> {
+        if self.closed.get() {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        self.waiting.borrow_mut().push_back(pipe);
+        wake(&self.acceptor);
+        Ok(())
+    }
+
+    fn accept(&self) -> io::Result<Pipe> {
+        self.waiting
+            .borrow_mut()
+            .pop_front()
+            .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.waiting.borrow().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.acceptor.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    /// Refuses connections from now on, and drops those that wait.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.waiting.take();
+    }
+}
