@@ -9,7 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -224,6 +224,20 @@ pub(crate) fn go_last(waker: &Waker) {
         }
     });
     waker.wake_by_ref();
+}
+
+/// Ready after those that are ready have run once, and after those that the next look at the sockets makes ready.
+pub(crate) async fn last_turn() {
+    let mut is_over = false;
+    poll_fn(|cx| {
+        if is_over {
+            return Poll::Ready(());
+        }
+        is_over = true;
+        go_last(cx.waker());
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The number of the poll that is under way, if an executor runs on this thread.

@@ -6,6 +6,7 @@
 mod accept;
 mod connections;
 mod event;
+mod farewell;
 mod incoming;
 mod listener;
 
@@ -16,7 +17,7 @@ use std::panic::{self, Location};
 use std::pin::Pin;
 #[cfg(feature = "testing")]
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_net::AsyncToSocketAddrs;
@@ -33,6 +34,7 @@ use accept::Listeners;
 use connections::{Connections, EndedWithPanic, Handler};
 use event::{Observer, Record};
 use incoming::Limits;
+use listener::ConnectionOptions;
 
 #[cfg(feature = "testing")]
 pub(crate) use accept::Queue;
@@ -224,8 +226,12 @@ impl Server {
     /// Outside a running event loop.
     pub fn incoming(self) -> io::Result<Incoming> {
         let watch = |error| io_error::explain("cannot watch the listeners", &error);
+        let options = ConnectionOptions {
+            buffer_size: self.socket_buffers,
+            stall_timeout: self.stall_timeout,
+        };
         #[cfg_attr(not(feature = "testing"), expect(unused_mut))]
-        let mut listeners = Listeners::new(self.listeners, self.socket_buffers).map_err(watch)?;
+        let mut listeners = Listeners::new(self.listeners, options).map_err(watch)?;
         #[cfg(feature = "testing")]
         if let Some(queue) = self.queue {
             listeners.add_queue(queue);
@@ -284,38 +290,29 @@ impl Server {
     ) -> io::Result<Report> {
         let (drain, on_panic) = (self.drain, self.on_panic);
         let mut incoming = self.incoming()?;
-        let mut connections = Connections::new(handler, place);
+        let mut connections = Connections::new(handler, place, incoming.lingering().clone());
 
         let mut broken = None;
-        loop {
-            match next_step(&mut incoming, &mut connections).await {
-                Step::Accepted(connection) => {
-                    incoming
-                        .record
-                        .connected(&connection, connections.open() + 1);
-                    connections.start(connection);
-                }
-                Step::Ended(ended) => settle(&mut incoming.record, ended, on_panic),
-                Step::Broken(error) => broken = Some(error),
-                Step::ShutDown => break,
-            }
+        while let Some(step) = next_step(&mut incoming, &mut connections).await {
+            broken = broken.or(see_to(step, &mut incoming, &mut connections, on_panic));
         }
 
-        let record = &mut incoming.record;
-        if connections.open() > 0 {
-            record.tell(&Event::Draining {
-                connections: connections.open(),
+        let open = incoming.open() + incoming.late();
+        if open > 0 {
+            incoming.record.tell(&Event::Draining {
+                connections: open,
                 timeout: drain,
             });
         }
         let drained = timeout(drain, async {
-            while let Some(ended) = connections.next_ended().await {
-                settle(record, ended, on_panic);
+            while let Some(step) = next_of_drain(&mut incoming, &mut connections).await {
+                see_to(step, &mut incoming, &mut connections, on_panic);
             }
         });
         if drained.await.is_err() {
+            incoming.give_up_late();
             for ended in connections.cancel().await {
-                settle(record, ended, on_panic);
+                settle(&mut incoming, ended, on_panic);
             }
         }
         let report = incoming.record.report().clone();
@@ -333,32 +330,75 @@ impl fmt::Debug for Server {
 
 /// What [`Server::serve`] has to see to.
 enum Step {
-    Accepted(Connection),
+    Connected(Connection),
     Ended(EndedWithPanic),
     Broken(io::Error),
-    ShutDown,
+}
+
+/// Waits for the next thing to see to. None when the server shuts down. Connections that have ended come first, since
+/// they make room; there can only be so many of them before their tasks run again.
+async fn next_step<H: Handler>(
+    incoming: &mut Incoming,
+    connections: &mut Connections<H>,
+) -> Option<Step> {
+    poll_fn(|cx| {
+        if let Poll::Ready(Some(ended)) = connections.poll_ended(cx) {
+            return Poll::Ready(Some(Step::Ended(ended)));
+        }
+        if incoming.poll_ended(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        poll_connected(incoming, cx)
+    })
+    .await
+}
+
+/// The same during the drain. None when no connection is left.
+async fn next_of_drain<H: Handler>(
+    incoming: &mut Incoming,
+    connections: &mut Connections<H>,
+) -> Option<Step> {
+    poll_fn(|cx| {
+        let ended = connections.poll_ended(cx);
+        if let Poll::Ready(Some(ended)) = ended {
+            return Poll::Ready(Some(Step::Ended(ended)));
+        }
+        match poll_connected(incoming, cx) {
+            Poll::Ready(None) => ended.map(|_| None),
+            connected => connected,
+        }
+    })
+    .await
+}
+
+fn poll_connected(incoming: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Step>> {
+    let next = ready!(Pin::new(incoming).poll_next(cx));
+    Poll::Ready(next.map(|next| next.map_or_else(Step::Broken, Step::Connected)))
+}
+
+/// Does what a step asks for. Returns the error of a listener that is broken.
+fn see_to<H: Handler>(
+    step: Step,
+    incoming: &mut Incoming,
+    connections: &mut Connections<H>,
+    on_panic: OnPanic,
+) -> Option<io::Error> {
+    match step {
+        Step::Connected(connection) => {
+            let open = incoming.open();
+            incoming.record.connected(&connection, open);
+            connections.start(connection);
+        }
+        Step::Ended(ended) => settle(incoming, ended, on_panic),
+        Step::Broken(error) => return Some(error),
+    }
+    None
 }
 
 /// Counts and tells how a connection ended, and goes on with its handler's panic if that is asked for.
-fn settle(record: &mut Record, (ended, panic): EndedWithPanic, on_panic: OnPanic) {
-    record.closed(&ended);
+fn settle(incoming: &mut Incoming, (ended, panic): EndedWithPanic, on_panic: OnPanic) {
+    incoming.record.closed(&ended);
     if let (OnPanic::Propagate, Some(payload)) = (on_panic, panic) {
         panic::resume_unwind(payload);
     }
-}
-
-/// Waits for the next thing to see to. Connections that have ended come first, since they make room; there can only be
-/// so many of them before their tasks run again.
-async fn next_step<H: Handler>(incoming: &mut Incoming, connections: &mut Connections<H>) -> Step {
-    poll_fn(|cx| {
-        if let Poll::Ready(Some(ended)) = connections.poll_ended(cx) {
-            return Poll::Ready(Step::Ended(ended));
-        }
-        Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_next(cx)) {
-            Some(Ok(connection)) => Step::Accepted(connection),
-            Some(Err(error)) => Step::Broken(error),
-            None => Step::ShutDown,
-        })
-    })
-    .await
 }

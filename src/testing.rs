@@ -29,9 +29,8 @@ use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 
-use crate::address::Address;
+use crate::connection::Connection;
 use crate::connection::pipe::Pipe;
-use crate::connection::{Connection, Stream};
 use crate::server::{Queue, Server};
 
 pub use crate::connection::pipe::Faults;
@@ -39,11 +38,10 @@ pub use crate::connection::pipe::Faults;
 /// A connection and its peer, in memory. The connection has `faults`, the peer has none.
 pub fn pipe(faults: Faults) -> (Connection, Connection) {
     let (end, peer) = Pipe::pair(faults);
-    (in_memory(end), in_memory(peer))
-}
-
-fn in_memory(pipe: Pipe) -> Connection {
-    Connection::new(Stream::Pipe(pipe), Address::Unknown, Rc::default())
+    (
+        Connection::in_memory(end, Rc::default()),
+        Connection::in_memory(peer, Rc::default()),
+    )
 }
 
 /// A server in memory, and what connects to it.
@@ -67,7 +65,7 @@ impl Connector {
     pub fn connect(&self, faults: Faults) -> io::Result<Connection> {
         let (end, peer) = Pipe::pair(faults);
         self.queue.push(end)?;
-        Ok(in_memory(peer))
+        Ok(Connection::in_memory(peer, Rc::default()))
     }
 }
 

@@ -361,11 +361,14 @@ impl Timers {
     }
 }
 
-/// The running loop's time as it last read it; `Instant::now()` outside a loop.
-pub(crate) fn recent() -> Instant {
-    CURRENT.with_borrow(|current| {
-        current
-            .as_ref()
-            .map_or_else(Instant::now, |timers| timers.recent())
-    })
+/// The running loop's clock; the system's outside a loop, and where a thread ends.
+pub(crate) fn now_or_system() -> Instant {
+    let now = |current: &RefCell<Option<Rc<Timers>>>| {
+        current.borrow().as_ref().map(|timers| timers.now())
+    };
+    CURRENT
+        .try_with(now)
+        .ok()
+        .flatten()
+        .unwrap_or_else(Instant::now)
 }

@@ -73,6 +73,8 @@ impl Faults {
 pub(crate) struct Pipe {
     incoming: Rc<Flow>,
     outgoing: Rc<Flow>,
+    /// One of the two has reset the connection.
+    reset: Rc<Cell<bool>>,
     faults: RefCell<Faults>,
 }
 
@@ -91,14 +93,17 @@ struct Flow {
 impl Pipe {
     pub(crate) fn pair(faults: Faults) -> (Pipe, Pipe) {
         let (there, back) = (Rc::new(Flow::default()), Rc::new(Flow::default()));
+        let reset = Rc::new(Cell::new(false));
         let end = Pipe {
             incoming: there.clone(),
             outgoing: back.clone(),
+            reset: reset.clone(),
             faults: RefCell::new(faults),
         };
         let peer = Pipe {
             incoming: back,
             outgoing: there,
+            reset,
             faults: RefCell::new(Faults::none()),
         };
         (end, peer)
@@ -107,6 +112,9 @@ impl Pipe {
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = self.faults.borrow_mut().draw(buffer.len())?;
         let mut bytes = self.incoming.bytes.borrow_mut();
+        if bytes.is_empty() && self.reset.get() {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         if bytes.is_empty() && !self.incoming.ended.get() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -121,6 +129,9 @@ impl Pipe {
 
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let most = self.faults.borrow_mut().draw(bytes.len())?;
+        if self.reset.get() {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         if self.outgoing.broken.get() || self.outgoing.ended.get() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -138,22 +149,20 @@ impl Pipe {
         if !self.incoming.bytes.borrow().is_empty() || self.incoming.ended.get() {
             return Poll::Ready(Ok(()));
         }
-        self.incoming.reader.replace(Some(cx.waker().clone()));
+        wait(&self.incoming.reader, cx);
         Poll::Pending
     }
 
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.outgoing.bytes.borrow().len() < CAPACITY || self.outgoing.broken.get() {
+        if self.is_writable() {
             return Poll::Ready(Ok(()));
         }
-        self.outgoing.writer.replace(Some(cx.waker().clone()));
+        wait(&self.outgoing.writer, cx);
         Poll::Pending
     }
 
-    pub(crate) fn shutdown_read(&self) -> io::Result<()> {
-        self.incoming.ended.set(true);
-        wake(&self.incoming.reader);
-        Ok(())
+    pub(crate) fn is_writable(&self) -> bool {
+        self.outgoing.bytes.borrow().len() < CAPACITY || self.outgoing.broken.get()
     }
 
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
@@ -161,14 +170,39 @@ impl Pipe {
         wake(&self.outgoing.reader);
         Ok(())
     }
-}
 
-impl Drop for Pipe {
-    fn drop(&mut self) {
+    pub(super) fn reset(&self) {
+        self.reset.set(true);
+        self.end();
+        self.incoming.ended.set(true);
+        wake(&self.incoming.reader);
+    }
+
+    fn end(&self) {
         self.outgoing.ended.set(true);
         wake(&self.outgoing.reader);
         self.incoming.broken.set(true);
         wake(&self.incoming.writer);
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        if !self.incoming.bytes.borrow().is_empty() {
+            // As a socket that is closed with unread input.
+            self.reset.set(true);
+        }
+        self.end();
+    }
+}
+
+/// Waits in the place of whoever waits there, who is woken, as in smol's reactor.
+fn wait(waiting: &RefCell<Option<Waker>>, cx: &Context<'_>) {
+    let before = waiting.replace(Some(cx.waker().clone()));
+    if let Some(before) = before
+        && !before.will_wake(cx.waker())
+    {
+        before.wake();
     }
 }
 

@@ -4,13 +4,25 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendFlags};
+use futures_lite::ready;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{RecvFlags, SendFlags, sockopt};
 use smol::Async;
 
 #[cfg(feature = "testing")]
 use super::pipe::Pipe;
+
+/// What carries the bytes. The sockets are those of async-net's streams.
+pub(crate) enum Stream {
+    Tcp(Arc<Async<TcpStream>>),
+    Unix(Arc<Async<UnixStream>>),
+    #[cfg(feature = "testing")]
+    Pipe(Pipe),
+}
 
 fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::empty())?;
@@ -22,19 +34,25 @@ fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?)
 }
 
-/// What carries the bytes.
-pub(crate) enum Stream {
-    Tcp(Async<TcpStream>),
-    Unix(Async<UnixStream>),
-    #[cfg(feature = "testing")]
-    Pipe(Pipe),
+fn is_writable(socket: &impl AsFd) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+    let at_once = Timespec::default();
+    rustix::event::poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
+}
+
+/// How long the kernel waits for a peer to take bytes: `TCP_USER_TIMEOUT`, in milliseconds, where 0 means never.
+pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
+    let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    // The kernel takes no more than an int.
+    let millis = millis.clamp(1, i32::MAX as u32);
+    Ok(sockopt::set_tcp_user_timeout(socket, millis)?)
 }
 
 impl Stream {
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => receive(stream, buffer),
-            Stream::Unix(stream) => receive(stream, buffer),
+            Stream::Tcp(stream) => receive(&**stream, buffer),
+            Stream::Unix(stream) => receive(&**stream, buffer),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.read(buffer),
         }
@@ -42,8 +60,8 @@ impl Stream {
 
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => send(stream, bytes),
-            Stream::Unix(stream) => send(stream, bytes),
+            Stream::Tcp(stream) => send(&**stream, bytes),
+            Stream::Unix(stream) => send(&**stream, bytes),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.write(bytes),
         }
@@ -67,6 +85,15 @@ impl Stream {
         }
     }
 
+    pub(super) fn is_writable(&self) -> bool {
+        match self {
+            Stream::Tcp(stream) => is_writable(stream),
+            Stream::Unix(stream) => is_writable(stream),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.is_writable(),
+        }
+    }
+
     pub(super) fn shutdown_write(&self) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Write),
@@ -76,13 +103,39 @@ impl Stream {
         }
     }
 
-    /// Lets reads return end of input after what has arrived already.
-    pub(super) fn shutdown_read(&self) -> io::Result<()> {
+    /// Before [`Stream::poll_taken`]: lets the kernel give up when the peer takes nothing for `patience`.
+    pub(super) fn prepare_end(&self, patience: Duration) -> io::Result<()> {
+        if let Stream::Tcp(stream) = self {
+            set_user_timeout(stream, patience)?;
+            // A socket is writable when a third of its buffer is free, of which the kernel takes what the peer has
+            // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes.
+            sockopt::set_socket_send_buffer_size(stream, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Ready when the peer's system has nearly all that was written. In the other streams it has from the start.
+    pub(super) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Read),
-            Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Read),
+            Stream::Tcp(stream) => loop {
+                ready!(stream.poll_writable(cx))?;
+                // smol may report an event that is older than the question.
+                if is_writable(stream) {
+                    return Poll::Ready(Ok(()));
+                }
+            },
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub(super) fn reset(&self) {
+        // What fails is reset already.
+        match self {
+            // Disconnects: the kernel throws away what is unsent, and sends a reset.
+            Stream::Tcp(stream) => drop(rustix::net::connect_unspec(stream)),
+            Stream::Unix(stream) => drop(stream.get_ref().shutdown(Shutdown::Both)),
             #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.shutdown_read(),
+            Stream::Pipe(pipe) => pipe.reset(),
         }
     }
 }

@@ -12,15 +12,14 @@ use std::{
     task::Waker,
 };
 
-use rustix::net::{self, SocketFlags};
+use rustix::net::{self, SocketFlags, sockopt};
 use smol::Async;
 
 use crate::address::Address;
-use crate::connection::Stream;
 #[cfg(feature = "testing")]
 use crate::connection::pipe::{Pipe, wake};
 
-use super::listener::{Listener, Socket, SocketFile, set_options};
+use super::listener::{ConnectionOptions, Listener, Socket, SocketFile};
 
 /// The listeners that a server accepts from.
 pub(super) struct Listeners {
@@ -36,13 +35,9 @@ struct Serving {
     socket: AsyncSocket,
     /// The last accept found nothing, so that an event comes before the next.
     waiting: bool,
-    /// Until the kernel's queue was empty once.
-    old_queue: Option<OldQueue>,
-}
-
-/// The connections that were complete before the listener had its options: they have inherited none.
-struct OldQueue {
-    buffer_size: Option<usize>,
+    /// Until the kernel's queue was empty once: the connections that were complete before the listener had its options
+    /// have inherited none.
+    old_queue: Option<ConnectionOptions>,
 }
 
 enum AsyncSocket {
@@ -54,7 +49,10 @@ enum AsyncSocket {
 
 /// What [`Listeners::poll_accept`] brings.
 pub(super) enum Accepted {
-    Stream(Stream, Address),
+    Tcp(async_net::TcpStream, Address),
+    Unix(async_net::unix::UnixStream, Address),
+    #[cfg(feature = "testing")]
+    Pipe(Pipe),
     /// The connection is there, but the system has no resources to watch it. It is closed.
     Unwatchable(Address, io::Error),
 }
@@ -63,12 +61,12 @@ impl Listeners {
     /// Puts the listeners into the reactor, and gives them the options that their connections inherit.
     pub(super) fn new(
         listeners: Vec<Listener>,
-        buffer_size: Option<usize>,
+        options: ConnectionOptions,
     ) -> io::Result<Listeners> {
         let serve = |listener: Listener| {
             let socket = match listener.socket {
                 Socket::Tcp(listener) => {
-                    set_options(&listener, buffer_size)?;
+                    options.set(&listener)?;
                     AsyncSocket::Tcp(Async::new(listener)?)
                 }
                 Socket::Unix(listener) => AsyncSocket::Unix(Async::new(listener)?),
@@ -76,7 +74,7 @@ impl Listeners {
             Ok(Serving {
                 socket,
                 waiting: false,
-                old_queue: Some(OldQueue { buffer_size }),
+                old_queue: Some(options),
                 _file: listener.file,
             })
         };
@@ -149,6 +147,25 @@ impl Serving {
     }
 }
 
+impl Accepted {
+    pub(super) fn peer_addr(&self) -> &Address {
+        match self {
+            Accepted::Tcp(_, addr) | Accepted::Unix(_, addr) | Accepted::Unwatchable(addr, _) => {
+                addr
+            }
+            #[cfg(feature = "testing")]
+            Accepted::Pipe(_) => &Address::Unknown,
+        }
+    }
+
+    pub(super) fn error(&self) -> Option<&io::Error> {
+        match self {
+            Accepted::Unwatchable(_, error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 impl AsyncSocket {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
@@ -159,42 +176,34 @@ impl AsyncSocket {
         }
     }
 
-    fn accept(&self, old_queue: Option<&OldQueue>) -> io::Result<Accepted> {
+    fn accept(&self, old_queue: Option<&ConnectionOptions>) -> io::Result<Accepted> {
         match self {
             AsyncSocket::Tcp(listener) => {
                 // Nonblocking from the start, which saves a system call over std's accept.
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
                 let (socket, peer_addr) = net::acceptfrom_with(listener.get_ref(), flags)?;
-                if let Some(old_queue) = old_queue {
+                if let Some(options) = old_queue {
                     // Can fail on a broken socket only, whose next read tells.
-                    set_options(&socket, old_queue.buffer_size).ok();
+                    options.set(&socket).ok();
                 }
-                let stream = Async::new_nonblocking(TcpStream::from(socket)).map(Stream::Tcp);
                 let peer_addr = peer_addr.and_then(|addr| SocketAddr::try_from(addr).ok());
-                Ok(Accepted::new(
-                    stream,
-                    peer_addr.map_or(Address::Unknown, Address::Tcp),
-                ))
+                let peer_addr = peer_addr.map_or(Address::Unknown, Address::Tcp);
+                Ok(match Async::new_nonblocking(TcpStream::from(socket)) {
+                    Ok(stream) => Accepted::Tcp(stream.into(), peer_addr),
+                    Err(error) => Accepted::Unwatchable(peer_addr, error),
+                })
             }
             AsyncSocket::Unix(listener) => {
                 let (stream, peer_addr) = listener.get_ref().accept()?;
-                let stream = Async::new(stream).map(Stream::Unix);
-                Ok(Accepted::new(stream, Address::from(peer_addr)))
+                let peer_addr = Address::from(peer_addr);
+                sockopt::set_socket_oobinline(&stream, true).ok();
+                Ok(match Async::new(stream) {
+                    Ok(stream) => Accepted::Unix(stream.into(), peer_addr),
+                    Err(error) => Accepted::Unwatchable(peer_addr, error),
+                })
             }
             #[cfg(feature = "testing")]
-            AsyncSocket::Memory(queue) => Ok(Accepted::Stream(
-                Stream::Pipe(queue.accept()?),
-                Address::Unknown,
-            )),
-        }
-    }
-}
-
-impl Accepted {
-    fn new(stream: io::Result<Stream>, peer_addr: Address) -> Accepted {
-        match stream {
-            Ok(stream) => Accepted::Stream(stream, peer_addr),
-            Err(error) => Accepted::Unwatchable(peer_addr, error),
+            AsyncSocket::Memory(queue) => Ok(Accepted::Pipe(queue.accept()?)),
         }
     }
 }

@@ -8,23 +8,18 @@ use std::io;
 use std::panic::{self, AssertUnwindSafe, Location};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker, ready};
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt, Stream};
+use futures_lite::Stream;
 use pin_project_lite::pin_project;
 
 use crate::connection::{Connection, Link, State};
 use crate::event_loop;
 use crate::task_group::TaskGroup;
 use crate::task_table::{ConnectionLabel, Label};
-use crate::time::timeout;
 
 use super::event::{CloseReason, Ended};
-
-/// How long a closed connection is read to its end, so that unread input does not make the system throw away what is
-/// still on its way to the peer. A peer that closes too ends it at once.
-const LINGER: Duration = Duration::from_secs(1);
+use super::farewell::{Lingering, deliver, give_time, linger};
 
 /// What a server does about a handler's panic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,11 +27,11 @@ pub enum OnPanic {
     /// Counts it. It ends its own connection only.
     #[default]
     Isolate,
-    /// Cancels the other connections and goes on with the panic, out of [`Server::serve`].
+    /// Cancels the other connections and goes on with the panic, out of [`Server::serve`](crate::Server::serve).
     Propagate,
 }
 
-/// The bound of [`Server::serve`], under a name.
+/// The bound of [`Server::serve`](crate::Server::serve), under a name.
 pub(super) trait Handler: AsyncFn(Connection) -> io::Result<()> + 'static {}
 impl<H: AsyncFn(Connection) -> io::Result<()> + 'static> Handler for H {}
 
@@ -53,13 +48,25 @@ struct Shared<H> {
     handler: H,
     /// The connections that have ended and are not recorded yet.
     ended: RefCell<VecDeque<EndedWithPanic>>,
+    /// The server's task, which records them.
+    recorder: Cell<Option<Waker>>,
+    lingering: Rc<Lingering>,
 }
 
+/// A connection that has ended, and the panic that its handler ended with.
+pub(super) type EndedWithPanic = (Ended, Option<Box<dyn Any + Send>>);
+
 impl<H: Handler> Connections<H> {
-    pub(super) fn new(handler: H, place: &'static Location<'static>) -> Connections<H> {
+    pub(super) fn new(
+        handler: H,
+        place: &'static Location<'static>,
+        lingering: Rc<Lingering>,
+    ) -> Connections<H> {
         let shared = Shared {
             handler,
             ended: RefCell::default(),
+            recorder: Cell::new(None),
+            lingering,
         };
         Connections {
             shared: Rc::new(shared),
@@ -68,28 +75,24 @@ impl<H: Handler> Connections<H> {
         }
     }
 
-    pub(super) fn open(&self) -> usize {
-        self.tasks.running()
-    }
-
-    /// Starts a connection's task: the handler, and an orderly close after it.
+    /// Starts a connection's task: the handler, and an orderly end after it.
     pub(super) fn start(&mut self, connection: Connection) {
+        let link = connection.link();
+        let label = self.label(&link);
         let ending = Ending {
             shared: self.shared.clone(),
-            link: connection.link(),
-            outcome: Cell::new(Outcome::Aborted),
+            link,
+            outcome: Cell::new(Some(Outcome::Cancelled)),
         };
-        self.tasks.spawn_now(self.label(&ending.link), async move {
-            Isolated {
+        self.tasks.spawn_now(label, async move {
+            Attended {
                 handler: ending.call_handler(connection),
-                outcome: &ending.outcome,
+                ending: &ending,
             }
             .await;
-            if ending.needs_linger() {
-                // Boxed, since few connections come here and all would hold the room for it.
-                Box::pin(linger(ending.link.clone())).await;
-                // If that has failed or timed out, it is nothing of the handler's.
-                ending.link.reopen();
+            if !ending.is_complete() {
+                // Boxed, since few connections stay here and all would hold the room for it.
+                Box::pin(ending.take_leave()).await;
             }
         });
     }
@@ -118,14 +121,11 @@ impl<H: Handler> Connections<H> {
             if let Some(ended) = self.shared.ended.borrow_mut().pop_front() {
                 return Poll::Ready(Some(ended));
             }
+            self.shared.recorder.set(Some(cx.waker().clone()));
             if ready!(Pin::new(&mut self.tasks).poll_next(cx)).is_none() {
                 return Poll::Ready(None);
             }
         }
-    }
-
-    pub(super) async fn next_ended(&mut self) -> Option<EndedWithPanic> {
-        poll_fn(|cx| self.poll_ended(cx)).await
     }
 
     /// Cancels all that are open. Returns all that have ended, these too.
@@ -135,76 +135,33 @@ impl<H: Handler> Connections<H> {
     }
 }
 
-pin_project! {
-    /// A handler whose panics end here, and so does that of a value that it holds and that panics when it is dropped.
-    /// async-task would end the process if it met one as it drops a task that is cancelled.
-    struct Isolated<'o, F> {
-        // None if there is none to poll, or no more.
-        #[pin]
-        handler: Option<F>,
-        outcome: &'o Cell<Outcome>,
-    }
-
-    impl<F> PinnedDrop for Isolated<'_, F> {
-        fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            let dropped = panic::catch_unwind(AssertUnwindSafe(|| this.handler.set(None)));
-            if let Err(payload) = dropped {
-                this.outcome.set(Outcome::Panicked(Box::new(payload)));
-            }
-        }
-    }
-}
-
-impl<F: Future<Output = io::Result<()>>> Future for Isolated<'_, F> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        let Some(handler) = this.handler.as_pin_mut() else {
-            return Poll::Ready(());
-        };
-        let outcome = match panic::catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
-            Ok(result) => Outcome::Returned(ready!(result)),
-            Err(payload) => Outcome::Panicked(Box::new(payload)),
-        };
-        this.outcome.set(outcome);
-        Poll::Ready(())
-    }
-}
-
-/// Half-closes a connection and reads what its peer still sends, until the peer closes too.
-async fn linger(link: Rc<Link>) {
-    let mut connection = Connection::from(link);
-    let mut unread = vec![0; 4096];
-    let read_to_end = async {
-        connection.close().await?;
-        while connection.read(&mut unread).await? > 0 {}
-        io::Result::Ok(())
-    };
-    // A courtesy: when it fails or takes too long, the connection is closed all the same.
-    timeout(LINGER, read_to_end).await.ok();
-}
-
-/// Lives as long as a connection's task and tells, when it is dropped, how the connection ended: so a task that is
-/// cancelled is counted, too.
+/// Lives as long as a connection's task and tells how the connection ended, at the latest when it is dropped: so a task
+/// that is cancelled is counted, too.
 struct Ending<H> {
     shared: Rc<Shared<H>>,
     link: Rc<Link>,
-    outcome: Cell<Outcome>,
+    /// None when it is told.
+    outcome: Cell<Option<Outcome>>,
 }
 
 /// What became of a handler.
 enum Outcome {
-    /// It was cancelled.
-    Aborted,
+    Cancelled,
+    /// It waited for something else while its connection was idle, and was dropped.
+    Abandoned,
     Returned(io::Result<()>),
     /// Boxed twice, since every connection has room for its outcome.
     Panicked(Box<Box<dyn Any + Send>>),
 }
 
-/// A connection that has ended, and the panic that its handler ended with.
-pub(super) type EndedWithPanic = (Ended, Option<Box<dyn Any + Send>>);
+impl<H> Shared<H> {
+    fn record(&self, ended: EndedWithPanic) {
+        self.ended.borrow_mut().push_back(ended);
+        if let Some(recorder) = self.recorder.take() {
+            recorder.wake();
+        }
+    }
+}
 
 impl<H: Handler> Ending<H> {
     /// Calls the handler. None if it panics before it has made its future.
@@ -213,7 +170,7 @@ impl<H: Handler> Ending<H> {
         match panic::catch_unwind(call) {
             Ok(handler) => Some(handler),
             Err(payload) => {
-                self.outcome.set(Outcome::Panicked(Box::new(payload)));
+                self.set(Outcome::Panicked(Box::new(payload)));
                 None
             }
         }
@@ -221,30 +178,135 @@ impl<H: Handler> Ending<H> {
 }
 
 impl<H> Ending<H> {
-    /// Whether the handler has let go of a connection whose peer may still be sending.
-    fn needs_linger(&self) -> bool {
-        // A handler may also have passed the connection on: then it is its new owner's to close.
-        Rc::strong_count(&self.link) == 1 && self.link.may_have_input()
+    fn set(&self, outcome: Outcome) {
+        self.outcome.set(Some(outcome));
     }
-}
 
-impl<H> Drop for Ending<H> {
-    fn drop(&mut self) {
-        let (reason, panic) = match self.outcome.replace(Outcome::Aborted) {
-            Outcome::Aborted => (CloseReason::Aborted, None),
+    /// Whether nothing is left to do after the handler: it was dropped or has panicked, or the peer has closed its half
+    /// and the kernel delivers the rest.
+    fn is_complete(&self) -> bool {
+        let outcome = self.outcome.take();
+        let is_complete = match &outcome {
+            Some(Outcome::Returned(result)) if self.link.is_released() => match self.link.state() {
+                State::Broken | State::Given => true,
+                State::InputEnded => result.is_ok(),
+                _ => false,
+            },
+            Some(Outcome::Returned(_)) => false,
+            _ => true,
+        };
+        self.outcome.set(outcome);
+        is_complete
+    }
+
+    /// Ends the connection of a handler that has returned.
+    async fn take_leave(&self) {
+        // The handler may have passed the connection on: then it lives as long as its new owner wants.
+        let outcome = self.outcome.replace(Some(Outcome::Cancelled));
+        let is_abandoned = poll_fn(|cx| match self.link.poll_released(cx) {
+            Poll::Ready(()) => Poll::Ready(false),
+            Poll::Pending => self.link.poll_abandoned(cx).map(|()| true),
+        });
+        if is_abandoned.await {
+            return self.set(Outcome::Abandoned);
+        }
+        let has_failed = matches!(outcome, Some(Outcome::Returned(Err(_))));
+        self.outcome.set(outcome);
+        // What follows is short, or costs a descriptor only.
+        self.link.give_place();
+        let stay = self.shared.lingering.enter();
+        if has_failed {
+            self.tell();
+            give_time(&self.link, &stay).await;
+            self.link.reset();
+        } else if deliver(&self.link, &stay).await.is_err() {
+            self.tell();
+            self.link.reset();
+        } else {
+            self.tell();
+            linger(&self.link, &stay).await;
+        }
+    }
+
+    /// Tells how the connection ended, once.
+    fn tell(&self) {
+        let Some(outcome) = self.outcome.take() else {
+            return;
+        };
+        let timed_out = matches!(self.link.state(), State::Idle | State::Stalled);
+        let (reason, panic) = match outcome {
+            Outcome::Cancelled => (CloseReason::Aborted, None),
+            Outcome::Abandoned => (CloseReason::TimedOut, None),
             Outcome::Panicked(payload) => (CloseReason::Panicked, Some(*payload)),
-            Outcome::Returned(_) if self.link.state() == State::TimedOut => {
+            // What the handler made of its idle timeout is its own; but that the peer did not take the rest is not.
+            Outcome::Returned(Ok(())) if self.link.state() == State::Stalled => {
                 (CloseReason::TimedOut, None)
             }
             Outcome::Returned(Ok(())) => (CloseReason::Completed, None),
+            Outcome::Returned(Err(error))
+                if timed_out && error.kind() == io::ErrorKind::TimedOut =>
+            {
+                (CloseReason::TimedOut, None)
+            }
             Outcome::Returned(Err(error)) => (CloseReason::Failed(error), None),
         };
+        if !matches!(reason, CloseReason::Completed | CloseReason::Failed(_)) {
+            self.link.reset();
+        }
         let ended = Ended {
             id: self.link.id(),
             peer_addr: self.link.peer_addr(),
             traffic: self.link.traffic(),
             reason,
         };
-        self.shared.ended.borrow_mut().push_back((ended, panic));
+        self.shared.record((ended, panic));
+    }
+}
+
+impl<H> Drop for Ending<H> {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
+pin_project! {
+    /// A handler under supervision: it ends when its connection is idle and it does not look at it. Its panics end here,
+    /// and so does that of a value that it holds and that panics when it is dropped.
+    struct Attended<'e, F, H> {
+        // None if there is none to poll, or no more.
+        #[pin]
+        handler: Option<F>,
+        ending: &'e Ending<H>,
+    }
+
+    impl<F, H> PinnedDrop for Attended<'_, F, H> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let dropped = panic::catch_unwind(AssertUnwindSafe(|| this.handler.set(None)));
+            if let Err(payload) = dropped {
+                this.ending.set(Outcome::Panicked(Box::new(payload)));
+            }
+        }
+    }
+}
+
+impl<F: Future<Output = io::Result<()>>, H> Future for Attended<'_, F, H> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let Some(handler) = this.handler.as_pin_mut() else {
+            return Poll::Ready(());
+        };
+        let outcome = match panic::catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
+            Ok(Poll::Ready(result)) => Outcome::Returned(result),
+            Ok(Poll::Pending) => {
+                ready!(this.ending.link.poll_abandoned(cx));
+                Outcome::Abandoned
+            }
+            Err(payload) => Outcome::Panicked(Box::new(payload)),
+        };
+        this.ending.set(outcome);
+        Poll::Ready(())
     }
 }

@@ -54,24 +54,33 @@ pub enum Event<'a> {
         /// The system's error; none if the house was full.
         error: Option<&'a io::Error>,
     },
-    /// As many connections as may be are open. Told again only after there were fewer.
+    /// As many connections as may be are open. Told once, until [`LimitCleared`](Event::LimitCleared).
     LimitReached {
         /// The limit.
         max_connections: usize,
         /// What happens to the next.
         when_full: WhenFull,
     },
+    /// There were fewer connections than may be for a whole second, or the server ends.
+    LimitCleared {
+        /// For how long the limit was reached, now and then at least.
+        lasted: Duration,
+        /// How many connections were rejected meanwhile.
+        rejected: u64,
+    },
     /// The system has no descriptors or memory for another connection, or accepting fails again and again. The server
-    /// tries again when one of its own has ended, or after a tenth of a second. Told once, until a connection is accepted
-    /// again.
+    /// tries again when one of its own has ended, or after a tenth of a second. Told once, until
+    /// [`AcceptResumed`](Event::AcceptResumed).
     AcceptPaused {
         /// The system's error.
         error: &'a io::Error,
     },
-    /// A connection was accepted again after a pause.
+    /// Accepting has not failed for a whole second, or the server ends.
     AcceptResumed {
-        /// How long none was accepted.
-        paused: Duration,
+        /// For how long it failed, now and then at least.
+        lasted: Duration,
+        /// How often it failed.
+        failures: u64,
     },
     /// The server takes nothing new and waits for its open connections.
     Draining {
@@ -100,20 +109,34 @@ pub enum CloseReason {
 
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // In one piece, so that an unbuffered stream such as stderr gets a whole line.
+        f.pad(&self.line())
+    }
+}
+
+impl Event<'_> {
+    fn line(&self) -> String {
         match self {
-            Event::Listening { addr } => write!(f, "listening on {addr}"),
-            Event::Connected { peer_addr, .. } => write!(f, "Connection from {peer_addr}"),
-            Event::Closed { peer_addr, .. } => write!(f, "Connection closed {peer_addr}"),
+            Event::Listening { addr } => format!("listening on {addr}"),
+            Event::Connected { peer_addr, .. } => format!("Connection from {peer_addr}"),
+            Event::Closed {
+                peer_addr,
+                reason,
+                bytes_in,
+                bytes_out,
+                duration,
+                ..
+            } => format!(
+                "Connection closed {peer_addr}: {reason}, bytes in {bytes_in}, bytes out {bytes_out}, {duration:.1?}"
+            ),
             Event::Rejected {
                 peer_addr,
                 error: None,
-            } => write!(f, "rejected {peer_addr}: the server is full"),
+            } => format!("rejected {peer_addr}: the server is full"),
             Event::Rejected {
                 peer_addr,
                 error: Some(error),
-            } => {
-                write!(f, "rejected {peer_addr}: {}", in_plain_words(error))
-            }
+            } => format!("rejected {peer_addr}: {}", in_plain_words(error)),
             Event::LimitReached {
                 max_connections,
                 when_full,
@@ -122,10 +145,10 @@ impl fmt::Display for Event<'_> {
                     WhenFull::Wait => "wait for one to end",
                     WhenFull::Reject => "are rejected",
                 };
-                write!(
-                    f,
-                    "connection limit reached ({max_connections}): more {next}"
-                )
+                format!("connection limit reached ({max_connections}): more {next}")
+            }
+            Event::LimitCleared { lasted, rejected } => {
+                format!("below the connection limit again after {lasted:.1?}, rejected {rejected}")
             }
             Event::AcceptPaused { error } => {
                 let remedy = match Errno::from_io_error(error) {
@@ -133,23 +156,15 @@ impl fmt::Display for Event<'_> {
                     _ => "",
                 };
                 let error = in_plain_words(error);
-                write!(
-                    f,
-                    "cannot accept for now: {error}{remedy}; waiting for a connection to end"
-                )
+                format!("cannot accept for now: {error}{remedy}; waiting for a connection to end")
             }
-            Event::AcceptResumed { paused } => {
-                write!(f, "accepting again after {paused:.1?}")
+            Event::AcceptResumed { lasted, failures } => {
+                format!("accepting again after {lasted:.1?}, failures {failures}")
             }
             Event::Draining {
                 connections,
                 timeout,
-            } => {
-                write!(
-                    f,
-                    "draining for at most {timeout:.1?}, open connections: {connections}"
-                )
-            }
+            } => format!("draining for at most {timeout:.1?}, open connections: {connections}"),
         }
     }
 }

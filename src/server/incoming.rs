@@ -1,9 +1,9 @@
 //! The accept loop: what to do about errors, when there is no room, and when it is over.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -15,11 +15,13 @@ use smol::Task;
 
 use crate::connection::{Connection, Terms};
 use crate::event_loop::spawn_named;
+use crate::executor;
 use crate::io_error;
 use crate::time::{self, Sleep, sleep};
 
 use super::accept::{Accepted, Listeners};
 use super::event::{Event, Record, WhenFull};
+use super::farewell::Lingering;
 
 /// How many connections are accepted, or errors met, before the others on the loop have their turn.
 const ACCEPT_BURST: u32 = 16;
@@ -31,22 +33,33 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// many connections do not fail at once, but a filter of system calls fails for ever.
 const ERRORS_MAX: u32 = 100;
 
-/// A server's connections as a stream: the accept loop of [`Server::incoming`].
+/// How long there must be no trouble before it counts as over.
+const CALM: Duration = Duration::from_secs(1);
+
+/// How many connections that wait in the kernel's queue are taken when the server shuts down.
+const LATE_MAX: usize = 4096;
+
+/// A server's connections as a stream: the accept loop of [`Server::incoming`](crate::Server::incoming).
 #[must_use = "streams do nothing unless they are polled"]
 pub struct Incoming {
     listeners: Listeners,
     /// What the connections know of their server, and it of them.
     terms: Rc<Terms>,
+    lingering: Rc<Lingering>,
     max_connections: usize,
     when_full: WhenFull,
-    /// The limit is reached, and that was told.
-    full: bool,
-    shortage: Option<Shortage>,
+    /// The limit is reached.
+    full: Option<Trouble>,
+    /// There are no descriptors or no memory for another connection.
+    shortage: Option<Trouble>,
+    retry: Option<Retry>,
+    /// A connection over the limit that is about to be rejected.
+    candidate: Option<Candidate>,
     /// Finishes when the server is to shut down. A task of its own, so that it is not polled at every accept.
     shutdown: Option<Task<()>>,
     ended: bool,
-    /// During a drain, ends connections that are quiet. Held for its drop.
-    quiet_ends: Option<Task<()>>,
+    /// Connections that had come before the shutdown, and were not accepted by then.
+    late: VecDeque<Accepted>,
     /// How many connections were accepted without a break.
     burst: u32,
     /// How many errors of connections there were in a row.
@@ -63,13 +76,27 @@ pub(super) struct Limits {
     pub(super) shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
-/// A time without descriptors or memory for another connection.
-struct Shortage {
+/// A state that may come and go many times a second. It is told when it begins, and when it was gone for a while.
+struct Trouble {
     since: Instant,
-    /// When to try again, if no connection of ours ends before.
-    retry: Sleep,
-    /// How many connections had ended before the last try.
-    ended_before: u64,
+    /// How often it came, or what came of it.
+    count: u64,
+    /// Since when it is gone, and until when it has to stay gone.
+    calm: Option<(Instant, Sleep)>,
+}
+
+/// When to try again after a shortage.
+struct Retry {
+    at: Sleep,
+    /// How many descriptors had become free before the last try.
+    closed_before: u64,
+}
+
+/// A connection over the limit. Before it is rejected, all who are ready run once: one of them may be about to end, by
+/// a peer that has closed its old connection before it made this one.
+struct Candidate {
+    accepted: Accepted,
+    others: Task<()>,
 }
 
 impl Incoming {
@@ -77,34 +104,106 @@ impl Incoming {
         Incoming {
             listeners,
             terms: Rc::new(Terms::new(limits.idle_timeout, limits.stall_timeout)),
+            lingering: Rc::default(),
             max_connections: limits.max_connections,
             when_full: limits.when_full,
-            full: false,
+            full: None,
             shortage: None,
+            retry: None,
+            candidate: None,
             shutdown: limits
                 .shutdown
                 .map(|shutdown| spawn_named("shutdown", shutdown)),
             ended: false,
-            quiet_ends: None,
+            late: VecDeque::new(),
             burst: 0,
             errors: 0,
             record,
         }
     }
 
+    pub(super) fn lingering(&self) -> &Rc<Lingering> {
+        &self.lingering
+    }
+
+    /// How many connections hold a place.
+    pub(super) fn open(&self) -> usize {
+        self.terms.open()
+    }
+
+    /// How many have come before the shutdown and wait for a place.
+    pub(super) fn late(&self) -> usize {
+        self.late.len()
+    }
+
+    /// Ready when nothing new is accepted any more, but for those that are late.
+    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(shutdown) = &mut self.shutdown
+            && shutdown.poll(cx).is_ready()
+        {
+            self.shutdown = None;
+            self.end(cx);
+        }
+        if self.ended {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Takes nothing new, and tells the connections.
+    fn end(&mut self, cx: &mut Context<'_>) {
+        self.ended = true;
+        self.late
+            .extend(self.candidate.take().map(|candidate| candidate.accepted));
+        // Whoever waits in the kernel's queue has connected before the end, and may have sent something. An error is
+        // one of those; what a shortage leaves in the queue is reset.
+        for _ in 0..LATE_MAX {
+            match self.listeners.poll_accept(cx) {
+                Poll::Ready(Ok(accepted)) => self.late.push_back(accepted),
+                Poll::Ready(Err(_)) => {}
+                Poll::Pending => break,
+            }
+        }
+        self.listeners.close();
+        self.terms.close();
+        self.full
+            .take()
+            .into_iter()
+            .for_each(|full| self.tell_cleared(full));
+        self.shortage
+            .take()
+            .into_iter()
+            .for_each(|shortage| self.tell_resumed(shortage));
+    }
+
+    /// Rejects those that were late and have found no place.
+    pub(super) fn give_up_late(&mut self) {
+        while let Some(accepted) = self.late.pop_front() {
+            self.record.rejected(accepted.peer_addr(), accepted.error());
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.terms.open() < self.max_connections
+    }
+
     /// Ready when there is room for a connection, or the next is to be rejected.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.terms.open() < self.max_connections {
-            self.full = false;
+        if self.has_room() {
+            if let Some(full) = &mut self.full {
+                full.is_gone();
+            }
             return Poll::Ready(());
         }
-        if !mem::replace(&mut self.full, true) {
+        if self.full.is_none() {
             let (max_connections, when_full) = (self.max_connections, self.when_full);
             self.record.tell(&Event::LimitReached {
                 max_connections,
                 when_full,
             });
         }
+        self.full.get_or_insert_with(Trouble::begin).is_back();
         match self.when_full {
             WhenFull::Reject => Poll::Ready(()),
             WhenFull::Wait => {
@@ -114,48 +213,126 @@ impl Incoming {
         }
     }
 
-    /// Ready when there is no shortage, or it is time for another try.
-    fn poll_shortage(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(shortage) = &mut self.shortage else {
-            return Poll::Ready(());
-        };
-        if self.terms.ended() > shortage.ended_before {
-            return Poll::Ready(());
+    /// Ready when it is time to accept, or to try again.
+    fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(retry) = &mut self.retry
+            && self.terms.closed() == retry.closed_before
+        {
+            self.terms.wake_at_next_end(cx.waker());
+            ready!(Pin::new(&mut retry.at).poll(cx));
         }
-        self.terms.wake_at_next_end(cx.waker());
-        Pin::new(&mut shortage.retry).poll(cx)
+        self.retry = None;
+        Poll::Ready(())
     }
 
     fn fall_short(&mut self, error: &io::Error) {
         if self.shortage.is_none() {
             self.record.tell(&Event::AcceptPaused { error });
         }
-        let since = self
-            .shortage
-            .as_ref()
-            .map_or_else(time::now, |shortage| shortage.since);
-        self.shortage = Some(Shortage {
-            since,
-            retry: sleep(ACCEPT_PAUSE),
-            ended_before: self.terms.ended(),
+        let shortage = self.shortage.get_or_insert_with(Trouble::begin);
+        shortage.is_back();
+        shortage.count += 1;
+        self.lingering.let_oldest_go();
+        self.retry = Some(Retry {
+            at: sleep(ACCEPT_PAUSE),
+            closed_before: self.terms.closed(),
         });
     }
 
     fn recover(&mut self) {
         self.errors = 0;
-        if let Some(shortage) = self.shortage.take() {
-            let paused = time::now().saturating_duration_since(shortage.since);
-            self.record.tell(&Event::AcceptResumed { paused });
+        if let Some(shortage) = &mut self.shortage {
+            shortage.is_gone();
         }
     }
 
-    /// Takes nothing new, and tells the connections.
-    fn end(&mut self) {
-        self.ended = true;
-        self.listeners.close();
-        self.terms.close();
-        let quiet_ends = self.terms.clone().end_quiet_connections();
-        self.quiet_ends = Some(spawn_named("drain", quiet_ends));
+    /// Tells of trouble that is over.
+    fn tell_calm(&mut self, cx: &mut Context<'_>) {
+        let mut is_over = |trouble: &mut Trouble| trouble.poll_over(cx).is_ready();
+        if let Some(full) = self.full.take_if(&mut is_over) {
+            self.tell_cleared(full);
+        }
+        if let Some(shortage) = self.shortage.take_if(&mut is_over) {
+            self.tell_resumed(shortage);
+        }
+    }
+
+    fn tell_cleared(&mut self, full: Trouble) {
+        self.record.tell(&Event::LimitCleared {
+            lasted: full.lasted(),
+            rejected: full.count,
+        });
+    }
+
+    fn tell_resumed(&mut self, shortage: Trouble) {
+        self.record.tell(&Event::AcceptResumed {
+            lasted: shortage.lasted(),
+            failures: shortage.count,
+        });
+    }
+
+    /// Makes a connection of what was accepted, if it could be.
+    fn connect(&mut self, accepted: Accepted) -> Option<Connection> {
+        let terms = self.terms.clone();
+        match accepted {
+            Accepted::Tcp(stream, peer_addr) => {
+                Some(Connection::accepted(stream, peer_addr, terms))
+            }
+            Accepted::Unix(stream, peer_addr) => {
+                Some(Connection::accepted_unix(stream, peer_addr, terms))
+            }
+            #[cfg(feature = "testing")]
+            Accepted::Pipe(pipe) => Some(Connection::in_memory(pipe, terms)),
+            Accepted::Unwatchable(peer_addr, error) => {
+                self.record.rejected(&peer_addr, Some(&error));
+                None
+            }
+        }
+    }
+
+    fn reject(&mut self, accepted: &Accepted) {
+        self.record.rejected(accepted.peer_addr(), accepted.error());
+        if let Some(full) = &mut self.full {
+            full.count += 1;
+        }
+    }
+
+    /// The next of those that had come before the shutdown, when there is room.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
+        while !self.late.is_empty() {
+            if !self.has_room() && self.when_full == WhenFull::Wait {
+                self.terms.wake_at_next_end(cx.waker());
+                return Poll::Pending;
+            }
+            let Some(accepted) = self.late.pop_front() else {
+                break;
+            };
+            if !self.has_room() {
+                self.reject(&accepted);
+            } else if let Some(connection) = self.connect(accepted) {
+                return Poll::Ready(Some(connection));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// The connection over the limit, if a place is free by now. Ready with `None` if there is none, or it is rejected.
+    fn poll_candidate(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
+        let Some(candidate) = &mut self.candidate else {
+            return Poll::Ready(None);
+        };
+        if self.terms.open() >= self.max_connections {
+            ready!(candidate.others.poll(cx));
+        }
+        let accepted = self.candidate.take().map(|candidate| candidate.accepted);
+        Poll::Ready(match accepted {
+            Some(accepted) if self.has_room() => self.connect(accepted),
+            Some(accepted) => {
+                self.reject(&accepted);
+                None
+            }
+            None => None,
+        })
     }
 }
 
@@ -167,15 +344,16 @@ impl Stream for Incoming {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Connection>>> {
         let this = &mut *self;
-        if let Some(shutdown) = &mut this.shutdown
-            && shutdown.poll(cx).is_ready()
-        {
-            this.shutdown = None;
-            this.end();
+        if this.poll_ended(cx).is_ready() {
+            return this.poll_late(cx).map(|connection| connection.map(Ok));
         }
-        while !this.ended {
+        this.tell_calm(cx);
+        loop {
+            if let Some(connection) = ready!(this.poll_candidate(cx)) {
+                return Poll::Ready(Some(Ok(connection)));
+            }
             ready!(this.poll_room(cx));
-            ready!(this.poll_shortage(cx));
+            ready!(this.poll_retry(cx));
             // Errors that come back at once, and a flood of connections, must let the loop's other tasks run.
             if this.burst == ACCEPT_BURST {
                 this.burst = 0;
@@ -188,32 +366,56 @@ impl Stream for Incoming {
                 return Poll::Pending;
             };
             match accepted {
-                Ok(Accepted::Stream(stream, peer_addr)) => {
+                Ok(accepted) => {
                     this.recover();
-                    if !this.full {
-                        let connection = Connection::new(stream, peer_addr, this.terms.clone());
+                    if !this.has_room() {
+                        let others = spawn_named("accept", executor::last_turn());
+                        this.candidate = Some(Candidate { accepted, others });
+                    } else if let Some(connection) = this.connect(accepted) {
                         return Poll::Ready(Some(Ok(connection)));
                     }
-                    this.record.rejected(&peer_addr, None);
-                }
-                Ok(Accepted::Unwatchable(peer_addr, error)) => {
-                    this.record.rejected(&peer_addr, Some(&error))
                 }
                 Err(error) => match AcceptError::of(&error) {
                     AcceptError::Connection if this.errors < ERRORS_MAX => this.errors += 1,
-                    AcceptError::Connection => this.fall_short(&error),
-                    AcceptError::Resources => this.fall_short(&error),
+                    AcceptError::Connection | AcceptError::Resources => this.fall_short(&error),
                     AcceptError::Listener => {
-                        this.end();
-                        return Poll::Ready(Some(Err(io_error::explain(
-                            "cannot accept connections",
-                            &error,
-                        ))));
+                        this.end(cx);
+                        let error = io_error::explain("cannot accept connections", &error);
+                        return Poll::Ready(Some(Err(error)));
                     }
                 },
             }
         }
-        Poll::Ready(None)
+    }
+}
+
+impl Trouble {
+    fn begin() -> Trouble {
+        Trouble {
+            since: time::now(),
+            count: 0,
+            calm: None,
+        }
+    }
+
+    fn is_back(&mut self) {
+        self.calm = None;
+    }
+
+    fn is_gone(&mut self) {
+        self.calm.get_or_insert_with(|| (time::now(), sleep(CALM)));
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.calm {
+            Some((_, until)) => Pin::new(until).poll(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    fn lasted(&self) -> Duration {
+        let end = self.calm.as_ref().map_or_else(time::now, |(gone, _)| *gone);
+        end.saturating_duration_since(self.since)
     }
 }
 

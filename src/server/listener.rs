@@ -7,10 +7,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::address::Address;
+use crate::connection::set_user_timeout;
 use crate::io_error;
 
 /// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
@@ -53,7 +55,7 @@ impl Listener {
                 // So that all of IPv4 and all of IPv6 can be listened on side by side, whatever the system's default.
                 sockopt::set_ipv6_v6only(&socket, true)?;
             }
-            set_options(&socket, None)?;
+            ConnectionOptions::default().set(&socket)?;
             net::bind(&socket, &addr)?;
             net::listen(&socket, BACKLOG)?;
             io::Result::Ok(TcpListener::from(socket))
@@ -184,14 +186,28 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Sets what a connection needs: `TCP_NODELAY`, urgent data in line (else it would wake us for ever without being
-/// read), and the size of its buffers.
-pub(super) fn set_options(socket: impl AsFd, buffer_size: Option<usize>) -> io::Result<()> {
-    sockopt::set_tcp_nodelay(&socket, true)?;
-    sockopt::set_socket_oobinline(&socket, true)?;
-    if let Some(size) = buffer_size {
-        sockopt::set_socket_recv_buffer_size(&socket, size)?;
-        sockopt::set_socket_send_buffer_size(&socket, size)?;
+/// What a listener's TCP connections inherit.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ConnectionOptions {
+    /// The size of each of its two buffers, in bytes.
+    pub(super) buffer_size: Option<usize>,
+    /// How long its peer may take nothing of what was sent.
+    pub(super) stall_timeout: Option<Duration>,
+}
+
+impl ConnectionOptions {
+    /// Sets them on a listener, or on a connection that has not inherited them; and what each connection needs:
+    /// `TCP_NODELAY`, and urgent data in line (else it would wake us for ever without being read).
+    pub(super) fn set(&self, socket: impl AsFd) -> io::Result<()> {
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        sockopt::set_socket_oobinline(&socket, true)?;
+        if let Some(size) = self.buffer_size {
+            sockopt::set_socket_recv_buffer_size(&socket, size)?;
+            sockopt::set_socket_send_buffer_size(&socket, size)?;
+        }
+        if let Some(timeout) = self.stall_timeout {
+            set_user_timeout(&socket, timeout)?;
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -1,0 +1,554 @@
+//! The connection itself, which its handler and its server share: reads, writes, timeouts and its end.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_lite::ready;
+
+use crate::address::{Address, CompactAddress};
+use crate::report::Traffic;
+use crate::time::{self, Sleep};
+
+use super::direction::{Direction, Next, Waiters};
+use super::stream::Stream;
+use super::terms::{Closing, Terms, WaitingKey};
+
+/// How many bytes a connection reads in a row before the others have their turn. Streaming gets faster with more, the
+/// tail of the others' latency longer.
+const READ_BURST: u32 = 64 * 1024;
+
+/// The same for writes. More than a reader's, so that a handler which answers what it reads yields when it reads.
+const WRITE_BURST: u32 = 2 * READ_BURST;
+
+/// A connection whose handler waits for something else may be idle a little longer, at most a tenth of the timeout: the
+/// loop looks at the sockets once more, and what the handler waits for may be there.
+const LAST_CHANCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
+
+pub(crate) struct Link {
+    stream: Stream,
+    id: u64,
+    peer_addr: CompactAddress,
+    /// When it was opened, and when bytes last went in or out, in nanoseconds on the clock of its terms.
+    opened: u64,
+    last_activity: Cell<u64>,
+    /// Bytes went in or out since `last_activity` was noted. The clock is read when a read is about to wait, and not for
+    /// each message.
+    active: Cell<bool>,
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+    reading: Direction,
+    writing: Direction,
+    state: Cell<State>,
+    /// It counts as one of its server's open connections.
+    has_place: Cell<bool>,
+    /// The handler's side has let go of it.
+    released: Cell<bool>,
+    /// Its input ends during a drain when it was quiet for this long, and where it waits for the drain.
+    quiet: Cell<Option<Duration>>,
+    drain_key: Cell<Option<WaitingKey>>,
+    rare: Cell<Option<Box<Rare>>>,
+    terms: Rc<Terms>,
+}
+
+/// How far a connection has come to its end.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum State {
+    Open,
+    /// The peer has closed its half.
+    InputEnded,
+    /// The drain has ended its input. The peer may still send.
+    Drained,
+    /// A system call failed: nothing more can be sent.
+    Broken,
+    /// The idle timeout is over, and nothing came in since.
+    Idle,
+    /// The peer did not read for the stall timeout.
+    Stalled,
+    /// Its stream was given to somebody else.
+    Given,
+}
+
+/// What few connections need, and so is no part of every one.
+#[derive(Default)]
+struct Rare {
+    /// Fires when nothing went in or out for long, for a read that waits.
+    silence: Option<Sleep>,
+    /// The same, for the server.
+    watch: Option<Sleep>,
+    /// The activity after which the server found the connection idle once.
+    found_idle: Option<u64>,
+    stall: Option<Sleep>,
+    /// Since when a write has waited for the peer to read.
+    stalled_since: Option<Instant>,
+    /// The server, which waits for the handler's side to let go.
+    owner: Option<Waker>,
+    readers: Option<Arc<Waiters>>,
+    writers: Option<Arc<Waiters>>,
+}
+
+/// Why a read that waits has waited long enough.
+enum Over {
+    Idle,
+    Quiet,
+}
+
+impl Link {
+    pub(super) fn new(stream: Stream, peer_addr: Address, terms: Rc<Terms>) -> Link {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let now = terms.nanos_now();
+        terms.take_place();
+        Link {
+            stream,
+            id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1,
+            peer_addr: CompactAddress::from(peer_addr),
+            opened: now,
+            last_activity: Cell::new(now),
+            active: Cell::new(false),
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            reading: Direction::new(),
+            writing: Direction::new(),
+            state: Cell::new(State::Open),
+            has_place: Cell::new(true),
+            released: Cell::new(false),
+            quiet: Cell::new(None),
+            drain_key: Cell::new(None),
+            rare: Cell::new(None),
+            terms,
+        }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn peer_addr(&self) -> Address {
+        Address::from(&self.peer_addr)
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic {
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            duration: self.terms.since(self.opened),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state.get()
+    }
+
+    pub(crate) fn terms(&self) -> &Rc<Terms> {
+        &self.terms
+    }
+
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub(super) fn end_when_quiet(&self, quiet: Duration) {
+        self.quiet.set(Some(quiet));
+    }
+
+    pub(super) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let received = ready!(self.poll_receive(cx, buffer))?;
+        self.bytes_in.set(self.bytes_in.get() + received as u64);
+        Poll::Ready(Ok(received))
+    }
+
+    /// Reads what counts for nobody: the handler has ended.
+    pub(crate) fn poll_discard(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // Of one size for all, since nobody waits with it.
+        self.poll_receive(cx, &mut [0; 4096])
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        ready!(self.reading.poll_turn(cx));
+        let mut over = None;
+        loop {
+            if self.reading.waits() {
+                match self.poll_readable(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
+                    // One last look at the socket, of which the reactor may not have told us: while the loop was blocked.
+                    Poll::Pending => over = Some(ready!(self.poll_patience(cx))),
+                }
+                self.reading.set(Next::Try);
+            }
+            match self.stream.read(buffer) {
+                Ok(0) if !buffer.is_empty() => {
+                    self.state.set(State::InputEnded);
+                    return Poll::Ready(Ok(0));
+                }
+                Ok(n) => {
+                    self.active.set(true);
+                    if self.state.get() == State::Idle {
+                        self.state.set(State::Open);
+                    }
+                    if self.reading.spend(n, READ_BURST) {
+                        self.yield_reading(Next::GoLast);
+                    } else if n < buffer.len() {
+                        // A short read has emptied the socket. By the time the others have run, the peer's next
+                        // message may be here, and need not be waited for.
+                        self.yield_reading(Next::Yield);
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Some(over) = over {
+                        return Poll::Ready(self.end_silence(over));
+                    }
+                    // The first time after a burst, the others have their turn before we wait: see above.
+                    if self.reading.has_burst() {
+                        self.yield_reading(Next::Yield);
+                        ready!(self.reading.poll_turn(cx));
+                    }
+                    self.reading.set(Next::Wait);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(self.broken(error))),
+            }
+        }
+    }
+
+    /// Lets the others run before the next read, and so before the next write of a handler that answers what it reads.
+    fn yield_reading(&self, next: Next) {
+        self.reading.yield_next(next);
+        self.writing.forget_burst();
+    }
+
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.writing.poll_turn(cx));
+        let mut last_try = false;
+        loop {
+            if self.writing.waits() {
+                match self.poll_writable(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
+                    Poll::Pending => {
+                        ready!(self.poll_stall(cx));
+                        // Linux tells of room when a third of the buffer is free. A slow reader may have made less.
+                        last_try = true;
+                    }
+                }
+                self.writing.set(Next::Try);
+            }
+            match self.stream.write(bytes) {
+                Ok(n) => {
+                    self.bytes_out.set(self.bytes_out.get() + n as u64);
+                    self.active.set(true);
+                    if self.reading.waits() {
+                        // The read's timer counts from here, and the read does not run now.
+                        self.note_activity();
+                    }
+                    self.end_stall();
+                    if self.writing.spend(n, WRITE_BURST) {
+                        self.writing.yield_next(Next::GoLast);
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if last_try {
+                        return Poll::Ready(Err(self.stalled()));
+                    }
+                    self.writing.set(Next::Wait);
+                    self.writing.forget_burst();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(self.broken(error))),
+            }
+        }
+    }
+
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        match self.stream.shutdown_write() {
+            // The peer has reset the connection meanwhile: there is no half left to close.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            result => result,
+        }
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.reading.poll_event(
+            cx,
+            |is_second| self.shared_waker(is_second, |rare| &mut rare.readers),
+            |cx| self.stream.poll_readable(cx),
+        )
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writing.poll_event(
+            cx,
+            |is_second| self.shared_waker(is_second, |rare| &mut rare.writers),
+            |cx| self.stream.poll_writable(cx),
+        )
+    }
+
+    /// The waker that the tasks share which wait for a direction, from the second of them on.
+    fn shared_waker(
+        &self,
+        is_second: bool,
+        slot: impl FnOnce(&mut Rare) -> &mut Option<Arc<Waiters>>,
+    ) -> Option<Arc<Waiters>> {
+        let mut rare = self.rare.take();
+        if is_second && rare.is_none() {
+            rare = Some(Box::default());
+        }
+        let waiters = rare.as_mut().and_then(|rare| {
+            let waiters = slot(rare);
+            if is_second && waiters.is_none() {
+                *waiters = Some(Arc::default());
+            }
+            waiters.clone()
+        });
+        self.rare.set(rare);
+        waiters
+    }
+
+    fn broken(&self, error: io::Error) -> io::Error {
+        // The kernel's own timeout on a peer that does not read (TCP_USER_TIMEOUT).
+        if error.kind() == io::ErrorKind::TimedOut && self.terms.stall_timeout.is_some() {
+            return self.stalled();
+        }
+        self.state.set(State::Broken);
+        error
+    }
+
+    fn stalled(&self) -> io::Error {
+        self.state.set(State::Stalled);
+        io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading")
+    }
+
+    /// Ends a read that has waited long enough.
+    fn end_silence(&self, over: Over) -> io::Result<usize> {
+        match over {
+            Over::Quiet => {
+                self.state.set(State::Drained);
+                Ok(0)
+            }
+            Over::Idle => {
+                self.state.set(State::Idle);
+                // Who goes on all the same has the whole time again.
+                self.active.set(true);
+                let error = "the connection was idle for too long";
+                Err(io::Error::new(io::ErrorKind::TimedOut, error))
+            }
+        }
+    }
+
+    fn note_activity(&self) {
+        if self.active.take() {
+            self.last_activity.set(self.terms.nanos_now());
+        }
+    }
+
+    /// Ready when a read has waited long enough: for the idle timeout, or during a drain.
+    fn poll_patience(&self, cx: &mut Context<'_>) -> Poll<Over> {
+        if self.released.get() {
+            // Read on by the server, which has a patience of its own.
+            return Poll::Pending;
+        }
+        if let Some(quiet) = self.quiet.get() {
+            let mut key = self.drain_key.get();
+            let closing = self.terms.poll_closing(&mut key, cx);
+            self.drain_key.set(key);
+            let is_shorter = self.terms.idle_timeout.is_none_or(|idle| quiet <= idle);
+            if closing.is_ready() && is_shorter {
+                return self.poll_silence(cx, quiet).map(|()| Over::Quiet);
+            }
+        }
+        match self.terms.idle_timeout {
+            Some(timeout) => self.poll_silence(cx, timeout).map(|()| Over::Idle),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Ready when nothing went in or out for `limit`, and no write waits for the peer.
+    ///
+    /// The timer is not set anew for every message: when it fires, it looks at the last activity and waits for the rest.
+    fn poll_silence(&self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
+        self.with_rare(|rare| {
+            loop {
+                let Some(deadline) = self.silence_deadline(limit) else {
+                    return Poll::Pending;
+                };
+                let sleep = rare
+                    .silence
+                    .get_or_insert_with(|| time::sleep_until(deadline));
+                if sleep.deadline() > deadline {
+                    sleep.reset(deadline);
+                }
+                ready!(Pin::new(sleep).poll(cx));
+                rare.silence = None;
+                if self.is_silent(limit) {
+                    return Poll::Ready(());
+                }
+            }
+        })
+    }
+
+    /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
+    /// will not hear of the timeout. For the server, which ends the handler then.
+    pub(crate) fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.terms.idle_timeout else {
+            return Poll::Pending;
+        };
+        self.note_activity();
+        self.with_rare(|rare| {
+            loop {
+                let Some(deadline) = self.silence_deadline(limit) else {
+                    return Poll::Pending;
+                };
+                let watch = rare
+                    .watch
+                    .get_or_insert_with(|| time::sleep_until(deadline));
+                ready!(Pin::new(watch).poll(cx));
+                rare.watch = None;
+                if self.is_silent(limit) {
+                    let last_activity = Some(self.last_activity.get());
+                    if rare.found_idle == last_activity {
+                        return Poll::Ready(());
+                    }
+                    rare.found_idle = last_activity;
+                    let (least, most) = LAST_CHANCE;
+                    let chance = (limit / 20).clamp(least, most);
+                    rare.watch = Some(time::sleep(chance));
+                }
+            }
+        })
+    }
+
+    /// Until when there may be silence. None for ever.
+    fn silence_deadline(&self, limit: Duration) -> Option<Instant> {
+        self.note_activity();
+        let last_activity = self.terms.instant(self.last_activity.get());
+        last_activity.checked_add(limit)
+    }
+
+    fn is_silent(&self, limit: Duration) -> bool {
+        // Who waits for its peer to read is in the middle of a transfer: how long is the stall timeout's to say.
+        if self.writing.waits() && !self.stream.is_writable() {
+            self.active.set(true);
+        }
+        self.note_activity();
+        self.terms.since(self.last_activity.get()) >= limit
+    }
+
+    /// Ready when a write has waited for the stall timeout.
+    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(timeout) = self.terms.stall_timeout else {
+            return Poll::Pending;
+        };
+        self.with_rare(|rare| {
+            let since = *rare.stalled_since.get_or_insert_with(time::now);
+            let Some(deadline) = since.checked_add(timeout) else {
+                return Poll::Pending;
+            };
+            let stall = rare
+                .stall
+                .get_or_insert_with(|| time::sleep_until(deadline));
+            ready!(Pin::new(stall).poll(cx));
+            rare.stall = None;
+            rare.stalled_since = None;
+            Poll::Ready(())
+        })
+    }
+
+    fn end_stall(&self) {
+        let mut rare = self.rare.take();
+        if let Some(rare) = &mut rare
+            && rare.stalled_since.take().is_some()
+        {
+            rare.stall = None;
+        }
+        self.rare.set(rare);
+    }
+
+    fn with_rare<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> T {
+        let mut rare = self.rare.take().unwrap_or_default();
+        let result = body(&mut rare);
+        self.rare.set(Some(rare));
+        result
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.get()
+    }
+
+    pub(crate) fn closing(&self) -> Closing {
+        self.terms.clone().closing()
+    }
+
+    /// Gives the connection's place back to its server.
+    pub(crate) fn give_place(&self) {
+        if self.has_place.take() {
+            self.terms.give_place();
+        }
+    }
+
+    /// The handler's side lets go.
+    pub(super) fn release(&self) {
+        self.released.set(true);
+        let mut rare = self.rare.take();
+        let owner = rare.as_mut().and_then(|rare| rare.owner.take());
+        self.rare.set(rare);
+        if let Some(owner) = owner {
+            owner.wake();
+        }
+    }
+
+    /// Ready when the handler's side has let go.
+    pub(crate) fn poll_released(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.released.get() {
+            return Poll::Ready(());
+        }
+        self.with_rare(|rare| rare.owner = Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    /// Gives the stream to somebody else, who closes it.
+    pub(super) fn give_away(&self) {
+        self.state.set(State::Given);
+    }
+
+    /// Ready when the peer has taken nearly all that was written: what is left fits into its window.
+    pub(crate) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let taken = ready!(self.stream.poll_taken(cx));
+        Poll::Ready(taken.map_err(|error| self.broken(error)))
+    }
+
+    /// Bounds how long the kernel tries to deliver what is written, and tells it to say when that is done.
+    pub(crate) fn prepare_end(&self, patience: Duration) {
+        // What fails is broken, and the next call tells.
+        self.stream.prepare_end(patience).ok();
+    }
+
+    /// Resets the connection: the peer's next read fails when it has read what arrived, and ours fails at once.
+    pub(crate) fn reset(&self) {
+        if self.state.replace(State::Broken) == State::Given {
+            self.state.set(State::Given);
+        } else {
+            self.stream.reset();
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(key) = self.drain_key.get() {
+            self.terms.forget(key);
+        }
+        self.give_place();
+        self.terms.disconnected();
+    }
+}

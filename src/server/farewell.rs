@@ -1,0 +1,189 @@
+//! How a connection is closed after its handler: so that the peer gets what was written, and knows whether that is all.
+//!
+//! A socket that is closed with unread input, or that gets input after it was closed, resets the connection and throws
+//! away what is still under way. So the server reads on for a while, and drops what it reads.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_lite::FutureExt;
+
+use crate::connection::{Link, State};
+use crate::time::{self, timeout};
+
+/// How many connections are being closed at once. If there are more, the oldest are left to the kernel.
+const LINGERING_MAX: usize = 1024;
+
+/// How long a peer may take nothing of what is left, and send nothing: if the server has no stall timeout.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same during a drain, when the peer has nearly all.
+const PATIENCE_WHILE_DRAINING: Duration = Duration::from_secs(1);
+
+/// The most that is read and dropped after a handler that returned `Ok`.
+const INPUT_MAX: usize = 64 * 1024 * 1024;
+
+/// The same after a handler that failed, and how long its peer has to read what was written.
+const INPUT_MAX_AFTER_ERROR: usize = 64 * 1024;
+const PATIENCE_AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// The connections that are being closed.
+#[derive(Default)]
+pub(super) struct Lingering {
+    last_number: Cell<u64>,
+    /// Oldest first, with whom to wake when it has to go.
+    stays: RefCell<BTreeMap<u64, Waker>>,
+}
+
+impl Lingering {
+    /// Adds one. If there are too many, the oldest has to go.
+    pub(super) fn enter(self: &Rc<Lingering>) -> Stay {
+        if self.stays.borrow().len() >= LINGERING_MAX {
+            self.let_oldest_go();
+        }
+        let number = self.last_number.get() + 1;
+        self.last_number.set(number);
+        self.stays
+            .borrow_mut()
+            .insert(number, Waker::noop().clone());
+        Stay {
+            lingering: self.clone(),
+            number,
+        }
+    }
+
+    /// Ends the one that has been there longest, to have its descriptor.
+    pub(super) fn let_oldest_go(&self) {
+        let oldest = self.stays.borrow_mut().pop_first();
+        if let Some((_, waker)) = oldest {
+            waker.wake();
+        }
+    }
+}
+
+/// A connection's presence among those that are being closed.
+pub(super) struct Stay {
+    lingering: Rc<Lingering>,
+    number: u64,
+}
+
+impl Stay {
+    /// Ready when the connection has to go.
+    fn poll_over(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut stays = self.lingering.stays.borrow_mut();
+        let Some(waker) = stays.get_mut(&self.number) else {
+            return Poll::Ready(());
+        };
+        waker.clone_from(cx.waker());
+        Poll::Pending
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.lingering.stays.borrow_mut().remove(&self.number);
+    }
+}
+
+/// Waits until the peer has taken nearly all that was written, and half-closes the connection.
+///
+/// # Errors
+///
+/// If the peer has reset the connection, stopped taking for the stall timeout, or sent more than can be dropped.
+pub(super) async fn deliver(link: &Link, stay: &Stay) -> io::Result<()> {
+    link.prepare_end(patience(link));
+    let mut input = Input::new(INPUT_MAX);
+    poll_fn(|cx| {
+        if stay.poll_over(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        match input.poll_drop(link, cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => link.poll_taken(cx),
+        }
+    })
+    .await?;
+    link.shutdown_write()
+}
+
+/// After [`deliver`]: reads on until the peer has closed too, or nothing more is to be expected. What the peer sends after
+/// that resets the connection, and by then it has all that was written.
+pub(super) async fn linger(link: &Link, stay: &Stay) {
+    if link.state() == State::InputEnded {
+        // The kernel delivers what is left, and no input can come in between.
+        return;
+    }
+    let mut input = Input::new(INPUT_MAX);
+    let mut patience = patience(link);
+    let mut quiet = time::sleep(patience);
+    let mut closing = link.closing();
+    poll_fn(|cx| {
+        if patience > PATIENCE_WHILE_DRAINING && closing.poll(cx).is_ready() {
+            patience = PATIENCE_WHILE_DRAINING;
+            quiet = time::sleep(patience);
+        }
+        let before = input.left;
+        if input.poll_drop(link, cx).is_ready() || stay.poll_over(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if input.left < before {
+            quiet = time::sleep(patience);
+        }
+        Pin::new(&mut quiet).poll(cx)
+    })
+    .await;
+}
+
+/// Gives the peer of a handler that failed a moment to read what was written. Then the connection is to be reset, so that
+/// nobody takes a part for the whole.
+pub(super) async fn give_time(link: &Link, stay: &Stay) {
+    if link.state() == State::Broken || link.traffic().bytes_out == 0 {
+        return;
+    }
+    link.prepare_end(PATIENCE_AFTER_ERROR);
+    let mut input = Input::new(INPUT_MAX_AFTER_ERROR);
+    let over = poll_fn(|cx| match input.poll_drop(link, cx) {
+        Poll::Ready(Ok(())) => link.poll_taken(cx).map(drop),
+        Poll::Ready(Err(_)) => Poll::Ready(()),
+        Poll::Pending => stay.poll_over(cx),
+    });
+    timeout(PATIENCE_AFTER_ERROR, over).await.ok();
+}
+
+fn patience(link: &Link) -> Duration {
+    link.terms().stall_timeout().unwrap_or(PATIENCE)
+}
+
+/// Input that is read and dropped.
+struct Input {
+    /// How many bytes of it there may still be.
+    left: usize,
+}
+
+impl Input {
+    fn new(most: usize) -> Input {
+        Input { left: most }
+    }
+
+    /// Reads and drops what there is. Ready when the peer has closed its half, or with an error.
+    fn poll_drop(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Poll::Ready(received) = link.poll_discard(cx)? {
+            if received == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if received > self.left {
+                let error = "the peer sent too much after the end of the connection";
+                return Poll::Ready(Err(io::Error::other(error)));
+            }
+            self.left -= received;
+        }
+        Poll::Pending
+    }
+}
