@@ -40,8 +40,10 @@ fn is_writable(socket: &impl AsFd) -> bool {
     rustix::event::poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
 }
 
-/// How long the kernel waits for a peer to take bytes: `TCP_USER_TIMEOUT`, in milliseconds, where 0 means never.
+/// Has the kernel give up a peer that takes nothing for `timeout` and an eighth (`TCP_USER_TIMEOUT`): a write that waits
+/// has a timer of its own, which is to come first. 0 would mean never.
 pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
+    let timeout = timeout.saturating_add(timeout / 8);
     let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
     // The kernel takes no more than an int.
     let millis = millis.clamp(1, i32::MAX as u32);

@@ -127,7 +127,8 @@ impl Event<'_> {
                 duration,
                 ..
             } => format!(
-                "Connection closed {peer_addr}: {reason}, bytes in {bytes_in}, bytes out {bytes_out}, {duration:.1?}"
+                "Connection closed {peer_addr}: {reason}, bytes in {bytes_in}, bytes out {bytes_out}, {:.3} s",
+                duration.as_secs_f64()
             ),
             Event::Rejected {
                 peer_addr,

@@ -347,41 +347,50 @@ impl Stream for Incoming {
         if this.poll_ended(cx).is_ready() {
             return this.poll_late(cx).map(|connection| connection.map(Ok));
         }
-        this.tell_calm(cx);
+        let next = this.poll_accept(cx);
+        if next.is_pending() {
+            this.tell_calm(cx);
+        }
+        next.map(Some)
+    }
+}
+
+impl Incoming {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Connection>> {
         loop {
-            if let Some(connection) = ready!(this.poll_candidate(cx)) {
-                return Poll::Ready(Some(Ok(connection)));
+            if let Some(connection) = ready!(self.poll_candidate(cx)) {
+                return Poll::Ready(Ok(connection));
             }
-            ready!(this.poll_room(cx));
-            ready!(this.poll_retry(cx));
+            ready!(self.poll_room(cx));
+            ready!(self.poll_retry(cx));
             // Errors that come back at once, and a flood of connections, must let the loop's other tasks run.
-            if this.burst == ACCEPT_BURST {
-                this.burst = 0;
+            if self.burst == ACCEPT_BURST {
+                self.burst = 0;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            this.burst += 1;
-            let Poll::Ready(accepted) = this.listeners.poll_accept(cx) else {
-                this.burst = 0;
+            self.burst += 1;
+            let Poll::Ready(accepted) = self.listeners.poll_accept(cx) else {
+                self.burst = 0;
                 return Poll::Pending;
             };
             match accepted {
                 Ok(accepted) => {
-                    this.recover();
-                    if !this.has_room() {
+                    self.recover();
+                    if !self.has_room() {
                         let others = spawn_named("accept", executor::last_turn());
-                        this.candidate = Some(Candidate { accepted, others });
-                    } else if let Some(connection) = this.connect(accepted) {
-                        return Poll::Ready(Some(Ok(connection)));
+                        self.candidate = Some(Candidate { accepted, others });
+                    } else if let Some(connection) = self.connect(accepted) {
+                        return Poll::Ready(Ok(connection));
                     }
                 }
                 Err(error) => match AcceptError::of(&error) {
-                    AcceptError::Connection if this.errors < ERRORS_MAX => this.errors += 1,
-                    AcceptError::Connection | AcceptError::Resources => this.fall_short(&error),
+                    AcceptError::Connection if self.errors < ERRORS_MAX => self.errors += 1,
+                    AcceptError::Connection | AcceptError::Resources => self.fall_short(&error),
                     AcceptError::Listener => {
-                        this.end(cx);
+                        self.end(cx);
                         let error = io_error::explain("cannot accept connections", &error);
-                        return Poll::Ready(Some(Err(error)));
+                        return Poll::Ready(Err(error));
                     }
                 },
             }

@@ -12,7 +12,8 @@ use tinyloop::{CHUNK, Connection, Framing, Server, spawn};
 
 use crate::process::processor_time;
 use crate::support::{
-    DEADLINE, Program, Served, ask, connect, echo, exchange, read_to_end, within_deadline,
+    DEADLINE, Program, Served, ask, connect, echo, exchange, read_to_end, read_to_reset,
+    within_deadline,
 };
 
 const MEGABYTE: usize = 1_000_000;
@@ -154,7 +155,7 @@ fn a_stream_that_becomes_a_connection_sends_at_once() {
         tinyloop::run(async {
             let stream = async_net::TcpStream::connect(addr).await.unwrap();
             assert!(!stream.nodelay().unwrap());
-            let connection = Connection::try_from(stream.clone()).unwrap();
+            let connection = Connection::from(stream.clone());
             assert!(stream.nodelay().unwrap());
             assert_eq!(connection.peer_addr().tcp(), Some(addr));
         });
@@ -367,7 +368,7 @@ fn urgent_data_comes_back_in_line_and_keeps_nobody_busy() {
     for _ in 0..50 {
         assert_eq!(ask(&bystander, "still here"), "Got: still here");
     }
-    assert_eq!(read_to_end(&stream), b"", "the idle timeout ends it");
+    assert_eq!(read_to_reset(&stream), b"", "the idle timeout ends it");
     let (elapsed, used) = (start.elapsed(), processor_time(program.pid()) - used);
     assert!(used < elapsed / 2, "{used:?} of {elapsed:?}");
     program.stop();

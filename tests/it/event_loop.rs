@@ -445,7 +445,7 @@ fn a_connection_that_goes_last_gets_nothing_by_asking_again() {
     run(async || {
         let (stream, mut peer) = async_net::unix::UnixStream::pair().unwrap();
         peer.write_all(&[b'x'; 150_000]).await.unwrap();
-        let mut connection = Connection::try_from(stream).unwrap();
+        let mut connection = Connection::from(stream);
         let (mut chunk, mut in_each_poll) = ([0; 10_000], Vec::new());
         poll_fn(|cx| {
             let mut received = 0;

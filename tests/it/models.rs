@@ -40,7 +40,11 @@ fn sequential_answers_the_second_client_when_the_first_has_ended() {
     drop(second);
     for addr in addrs {
         assert_eq!(program.stdout_line(), format!("Connection from {addr}"));
-        assert_eq!(program.stdout_line(), format!("Connection closed {addr}"));
+        let closed = program.stdout_line();
+        assert!(
+            closed.starts_with(&format!("Connection closed {addr}")),
+            "{closed}"
+        );
     }
     program.stop();
 }
@@ -118,7 +122,11 @@ fn the_models_print_the_same_lines() {
                 hang_up(client);
                 if !quiet {
                     assert_eq!(program.stdout_line(), format!("Connection from {addr}"));
-                    assert_eq!(program.stdout_line(), format!("Connection closed {addr}"));
+                    let closed = program.stdout_line();
+                    assert!(
+                        closed.starts_with(&format!("Connection closed {addr}")),
+                        "{closed}"
+                    );
                 }
             }
             let (stdout, stderr) = program.stop();

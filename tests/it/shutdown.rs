@@ -11,7 +11,9 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use rustix::process::Signal;
 use tinyloop::Connection;
 
-use crate::support::{DEADLINE, Program, Served, ask, echo, next, read_to_end, the_machine, time};
+use crate::support::{
+    DEADLINE, Program, Served, ask, echo, next, read_to_end, read_to_reset, the_machine, time,
+};
 
 const MEGABYTE: usize = 1_000_000;
 
@@ -294,7 +296,7 @@ fn a_handler_that_does_not_end_is_cancelled_after_the_drain() {
     }
     served.shut_down();
     for connection in &connections {
-        assert_eq!(read_to_end(connection), b"");
+        assert_eq!(read_to_reset(connection), b"");
     }
     let report = served.stop().unwrap();
     assert_eq!((report.accepted, report.aborted), (2, 2));

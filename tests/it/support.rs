@@ -59,6 +59,17 @@ pub(crate) fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
     bytes
 }
 
+/// Reads until the other side resets the connection. Returns what came before.
+pub(crate) fn read_to_reset(mut stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let ended = stream.read_to_end(&mut bytes);
+    assert_eq!(
+        ended.expect_err("is reset").kind(),
+        io::ErrorKind::ConnectionReset
+    );
+    bytes
+}
+
 /// Half-closes, and reads until the other side has closed, too. Returns what it read.
 pub(crate) fn hang_up(stream: TcpStream) -> Vec<u8> {
     stream.shutdown(Shutdown::Write).unwrap();

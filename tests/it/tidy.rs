@@ -84,7 +84,7 @@ fn the_library_neither_prints_nor_ends_the_process_nor_reads_arguments() {
 }
 
 /// The files of the library from the ground up: a file uses what stands above it here, and nothing below.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 29] = [
     "io_error.rs",
     "address.rs",
     "report.rs",
@@ -98,11 +98,14 @@ const ORDER: [&str; 26] = [
     "connection/pipe.rs",
     "connection/stream.rs",
     "connection/terms.rs",
+    "connection/direction.rs",
+    "connection/link.rs",
     "connection.rs",
     "echo.rs",
     "server/listener.rs",
     "server/accept.rs",
     "server/event.rs",
+    "server/farewell.rs",
     "server/incoming.rs",
     "server/connections.rs",
     "server.rs",

@@ -223,7 +223,8 @@ fn an_idle_timeout_follows_the_test_clock() {
         sleep(HOUR / 2).await;
         peer.write_all(b"hello").await.unwrap();
         let mut reply = Vec::new();
-        peer.read_to_end(&mut reply).await.unwrap();
+        let reset = peer.read_to_end(&mut reply).await.unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(reply, b"Got: hello");
         assert_eq!(now() - start, HOUR / 2 + HOUR);
         drop(peer);
@@ -252,7 +253,8 @@ fn a_stall_timeout_follows_the_test_clock() {
         peer.read_exact(&mut [0; 1000]).await.unwrap();
         let mut rest = Vec::new();
         sleep(HOUR + HOUR / 4).await;
-        peer.read_to_end(&mut rest).await.unwrap();
+        let reset = peer.read_to_end(&mut rest).await.unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(now() - start, HOUR / 2 + HOUR + HOUR / 4);
         drop(peer);
         assert_eq!(serving.await.unwrap().timed_out, 1);

@@ -30,7 +30,7 @@ fn a_server_tells_what_happens_in_order() {
     assert_eq!(ask(&first, "hello"), "Got: hello");
     drop(first);
     expect(format!(
-        "Connection closed {first_addr}: completed, 5 in, 10 out"
+        "Connection closed {first_addr}: completed, bytes in 5, bytes out 10"
     ));
 
     let held = [served.connect(), served.connect()];
@@ -43,14 +43,20 @@ fn a_server_tells_what_happens_in_order() {
     expect(format!("rejected {rejected_addr}: the server is full"));
 
     served.shut_down();
+    let cleared = next(&events);
+    assert!(
+        cleared.starts_with("below the connection limit again after "),
+        "{cleared}"
+    );
+    assert!(cleared.ends_with(", rejected 1"), "{cleared}");
     expect("draining for at most 1.5s, open connections: 2".to_owned());
     for connection in &held {
         assert_eq!(read_to_end(connection), b"");
     }
     let mut last = [next(&events), next(&events)];
     last.sort();
-    let mut closed =
-        held_addrs.map(|addr| format!("Connection closed {addr}: completed, 0 in, 0 out"));
+    let mut closed = held_addrs
+        .map(|addr| format!("Connection closed {addr}: completed, bytes in 0, bytes out 0"));
     closed.sort();
     assert_eq!(last, closed);
 

@@ -58,7 +58,7 @@ fn a_failing_handler_ends_its_own_connection_only() {
     assert_eq!((report.accepted, report.failed), (100, 10));
     let failed = events
         .try_iter()
-        .filter(|line| line.contains(": failed: told to, 4 in, 0 out"));
+        .filter(|line| line.contains(": failed: told to, bytes in 4, bytes out 0"));
     assert_eq!(failed.count(), 10);
 }
 

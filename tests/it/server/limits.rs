@@ -87,7 +87,7 @@ fn try_ask(mut stream: TcpStream) -> Option<TcpStream> {
 }
 
 #[test]
-fn the_limit_is_told_once_until_there_was_room_again() {
+fn a_limit_that_comes_and_goes_is_told_once_and_its_end_once() {
     let (served, events) = observed(
         |server| server.max_connections(2).when_full(WhenFull::Reject),
         echo,
@@ -106,6 +106,20 @@ fn the_limit_is_told_once_until_there_was_room_again() {
     expect(&["rejected", "rejected"]);
     drop(first);
     expect(&["Connection closed"]);
+    for _ in 0..10 {
+        let third = served.connect();
+        expect(&["Connection from"]);
+        assert!(has_ended(&served.connect()));
+        expect(&["rejected"]);
+        drop(third);
+        expect(&["Connection closed"]);
+    }
+    let cleared = next(&events);
+    assert!(
+        cleared.starts_with("below the connection limit again after "),
+        "{cleared}"
+    );
+    assert!(cleared.ends_with(", rejected 12"), "{cleared}");
     let _third = served.connect();
     expect(&["Connection from", limit]);
 }

@@ -2,6 +2,7 @@
 
 mod accept_errors;
 pub(crate) mod backpressure;
+mod endings;
 mod events;
 mod fairness;
 mod incoming;
@@ -32,16 +33,12 @@ where
     (served, events)
 }
 
-/// The event's line; of a closed connection also why, and how many bytes went through it.
+/// The event's line; of a closed connection without how long it was open.
 fn describe(event: &Event<'_>) -> String {
+    let line = event.to_string();
     match event {
-        Event::Closed {
-            reason,
-            bytes_in,
-            bytes_out,
-            ..
-        } => format!("{event}: {reason}, {bytes_in} in, {bytes_out} out"),
-        _ => event.to_string(),
+        Event::Closed { .. } => line.rsplit_once(", ").unwrap().0.to_owned(),
+        _ => line,
     }
 }
 
