@@ -15,8 +15,6 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{self, Location};
 use std::pin::Pin;
-#[cfg(feature = "testing")]
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -37,7 +35,7 @@ use incoming::Limits;
 use listener::ConnectionOptions;
 
 #[cfg(feature = "testing")]
-pub(crate) use accept::Queue;
+pub(crate) use accept::{Queue, QueueEnd};
 pub use connections::OnPanic;
 pub use event::{CloseReason, Event, WhenFull};
 pub use incoming::Incoming;
@@ -52,7 +50,7 @@ pub struct Server {
     local_addrs: Vec<Address>,
     /// Connections in memory, of a test.
     #[cfg(feature = "testing")]
-    queue: Option<Rc<Queue>>,
+    queue: Option<QueueEnd>,
     max_connections: usize,
     when_full: WhenFull,
     idle_timeout: Option<Duration>,
@@ -108,7 +106,7 @@ impl Server {
     }
 
     #[cfg(feature = "testing")]
-    pub(crate) fn from_queue(queue: Rc<Queue>) -> Server {
+    pub(crate) fn from_queue(queue: QueueEnd) -> Server {
         Server {
             queue: Some(queue),
             ..Server::new(Vec::new(), Vec::new())

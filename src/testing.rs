@@ -31,7 +31,7 @@ use std::rc::Rc;
 
 use crate::connection::Connection;
 use crate::connection::pipe::Pipe;
-use crate::server::{Queue, Server};
+use crate::server::{Queue, QueueEnd, Server};
 
 pub use crate::connection::pipe::Faults;
 
@@ -47,7 +47,10 @@ pub fn pipe(faults: Faults) -> (Connection, Connection) {
 /// A server in memory, and what connects to it.
 pub fn server() -> (Server, Connector) {
     let queue = Rc::new(Queue::default());
-    (Server::from_queue(queue.clone()), Connector { queue })
+    (
+        Server::from_queue(QueueEnd(queue.clone())),
+        Connector { queue },
+    )
 }
 
 /// Connects to the [`server`] that it came with.

@@ -44,7 +44,7 @@ enum AsyncSocket {
     Tcp(Async<TcpListener>),
     Unix(Async<UnixListener>),
     #[cfg(feature = "testing")]
-    Memory(Rc<Queue>),
+    Memory(QueueEnd),
 }
 
 /// What [`Listeners::poll_accept`] brings.
@@ -87,7 +87,7 @@ impl Listeners {
 
     /// Accepts from a queue in memory, too.
     #[cfg(feature = "testing")]
-    pub(super) fn add_queue(&mut self, queue: Rc<Queue>) {
+    pub(super) fn add_queue(&mut self, queue: QueueEnd) {
         self.listeners.push(Serving {
             socket: AsyncSocket::Memory(queue),
             waiting: false,
@@ -98,12 +98,6 @@ impl Listeners {
 
     /// Closes the listeners: from now on the system refuses connections to them.
     pub(super) fn close(&mut self) {
-        #[cfg(feature = "testing")]
-        for serving in &self.listeners {
-            if let AsyncSocket::Memory(queue) = &serving.socket {
-                queue.close();
-            }
-        }
         self.listeners.clear();
     }
 
@@ -117,12 +111,6 @@ impl Listeners {
             }
         }
         Poll::Pending
-    }
-}
-
-impl Drop for Listeners {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 
@@ -172,7 +160,7 @@ impl AsyncSocket {
             AsyncSocket::Tcp(listener) => listener.poll_readable(cx),
             AsyncSocket::Unix(listener) => listener.poll_readable(cx),
             #[cfg(feature = "testing")]
-            AsyncSocket::Memory(queue) => queue.poll_readable(cx),
+            AsyncSocket::Memory(queue) => queue.0.poll_readable(cx),
         }
     }
 
@@ -203,7 +191,7 @@ impl AsyncSocket {
                 })
             }
             #[cfg(feature = "testing")]
-            AsyncSocket::Memory(queue) => Ok(Accepted::Pipe(queue.accept()?)),
+            AsyncSocket::Memory(queue) => Ok(Accepted::Pipe(queue.0.accept()?)),
         }
     }
 }
@@ -243,10 +231,16 @@ impl Queue {
         self.acceptor.replace(Some(cx.waker().clone()));
         Poll::Pending
     }
+}
 
-    /// Refuses connections from now on, and drops those that wait.
-    pub(super) fn close(&self) {
-        self.closed.set(true);
-        self.waiting.take();
+/// The listener's end of a queue. Dropping it refuses connections from then on, and drops those that wait.
+#[cfg(feature = "testing")]
+pub(crate) struct QueueEnd(pub(crate) Rc<Queue>);
+
+#[cfg(feature = "testing")]
+impl Drop for QueueEnd {
+    fn drop(&mut self) {
+        self.0.closed.set(true);
+        self.0.waiting.take();
     }
 }

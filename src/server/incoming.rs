@@ -378,7 +378,7 @@ impl Incoming {
                 Ok(accepted) => {
                     self.recover();
                     if !self.has_room() {
-                        let others = spawn_named("accept", executor::last_turn());
+                        let others = spawn_named("accept", let_others_end());
                         self.candidate = Some(Candidate { accepted, others });
                     } else if let Some(connection) = self.connect(accepted) {
                         return Poll::Ready(Ok(connection));
@@ -395,6 +395,14 @@ impl Incoming {
                 },
             }
         }
+    }
+}
+
+/// Lets those that are ready run who may be about to end: one turn to hear of the peer's end, one that a connection
+/// yields before it reads, and one to end.
+async fn let_others_end() {
+    for _ in 0..3 {
+        executor::last_turn().await;
     }
 }
 

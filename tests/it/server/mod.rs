@@ -8,6 +8,7 @@ mod fairness;
 mod incoming;
 mod isolation;
 mod limits;
+mod patience;
 mod timeouts;
 
 use std::io::{self, Read};
