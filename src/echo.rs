@@ -129,14 +129,18 @@ impl<'p> Framer<'p> {
         }
     }
 
+    /// The most bytes to read at once, so that the reply to them has at most 64 KiB, or a byte more than the prefix.
+    pub fn chunk_max(&self) -> usize {
+        match self.framing {
+            Framing::Chunk => CHUNK,
+            // A chunk of line ends alone has a prefix for each byte.
+            Framing::Line => (LINES_REPLY / (self.prefix.len() + 1)).clamp(1, CHUNK),
+        }
+    }
+
     /// Room for a chunk, behind room for the prefix, so that a reply to a chunk is made by writing the prefix alone.
     fn room<'b>(&self, buffers: &'b mut Buffers) -> &'b mut [u8] {
-        let most = match self.framing {
-            Framing::Chunk => CHUNK,
-            // So that a chunk of line ends alone does not become a reply without bounds.
-            Framing::Line => (LINES_REPLY / (self.prefix.len() + 1)).clamp(1, CHUNK),
-        };
-        let end = self.prefix.len() + most;
+        let end = self.prefix.len() + self.chunk_max();
         if buffers.chunk.len() < end {
             buffers.chunk.resize(end, 0);
         }

@@ -5,11 +5,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tinyloop::{CHUNK, Framer, Framing};
+use tinyloop::{Framer, Framing};
 
 use super::output::Output;
 use super::start_thread;
@@ -75,7 +75,7 @@ impl Echo {
     fn answer(&self, mut stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut framer = Framer::new(&self.prefix, self.framing);
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = vec![0; framer.chunk_max()];
         let mut reply = Vec::new();
         loop {
             match stream.read(&mut chunk) {
