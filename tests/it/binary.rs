@@ -482,11 +482,18 @@ fn a_port_that_needs_rights_is_told_in_one_line_with_a_remedy() {
         line,
         "cannot listen on 127.0.0.1:80: permission denied; choose a port above 1023"
     );
+    let mut command = Command::new(runner[0]);
+    let command = command.args(&runner[1..]).arg(BINARY);
+    let line = only_line_of_failure(command.args(["-l", "127.0.0.1:0", "--monitor", "80"]), 1);
+    assert_eq!(
+        line,
+        "cannot monitor on 127.0.0.1:80: permission denied; choose a port above 1023"
+    );
 }
 
-/// Runs the program under some limit. Returns whether it listens: then it answers a client or tells why it has to wait.
-/// Otherwise it has said in one line why not.
-fn listens_under(runner: &[&str]) -> bool {
+/// Runs the program under some limit. Returns whether it listens: then it answers a client. Otherwise it has said in one
+/// line why not.
+fn listens_under(runner: &[&str], model: &str) -> bool {
     let mut program = Program::spawn(
         Command::new("sh")
             // All in one stream, so that whatever comes next can be waited for.
@@ -522,6 +529,90 @@ fn with_few_descriptors_the_program_listens_or_says_why_not() {
             assert_eq!(listens, limit == 20);
         }
     }
+
+    let monitor_cases = [
+        (
+            taken.to_string(),
+            format!(
+                "cannot monitor on {taken}: address already in use; another server uses it; choose another port with --monitor"
+            ),
+        ),
+        (
+            "192.0.2.1:1".to_owned(),
+            "cannot monitor on 192.0.2.1:1: cannot assign requested address; choose an address of this machine".to_owned(),
+        ),
+    ];
+    for (addr, expected) in monitor_cases {
+        let args = ["-l", "127.0.0.1:0", "--monitor", &addr];
+        assert_eq!(
+            only_line_of_failure(Program::command().args(args), 1),
+            expected
+        );
+    }
+}
+
+#[test]
+fn an_ipv6_address_that_is_not_whole_is_told_in_one_line_with_a_remedy() {
+    if !has_ipv6() {
+        return;
+    }
+    let cases = [
+        (
+            "[fe80::1]:25000",
+            "add the number of an interface (see ip link), such as [fe80::1%2]:25000",
+        ),
+        ("[::ffff:127.0.0.1]:0", "write it as 127.0.0.1:0"),
+        ("[ff02::1]:0", "choose an address of this machine"),
+    ];
+    for (addr, remedy) in cases {
+        let line = only_line_of_failure(Program::command().args(["-l", addr]), 1);
+        let expected = format!("cannot listen on {addr}: invalid argument; {remedy}");
+        assert_eq!(line, expected);
+    }
+    let args = ["-l", "127.0.0.1:0", "--monitor", "[fe80::1]:25000"];
+    let line = only_line_of_failure(Program::command().args(args), 1);
+    assert!(line.ends_with(cases[0].1), "{line}");
+}
+
+#[test]
+fn a_path_that_cannot_be_had_is_told_in_one_line_with_a_remedy() {
+    let directory = TempDir::new("no-path");
+    let file = directory.path("file");
+    fs::write(&file, "").unwrap();
+    let long = |bytes| {
+        directory
+            .path(&"x".repeat(bytes))
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let most = "x".repeat(107 - long(0).len());
+    let cases = [
+        (
+            file.to_str().unwrap().to_owned(),
+            "choose another path".to_owned(),
+        ),
+        (
+            format!("{}/socket", file.display()),
+            "choose another path".to_owned(),
+        ),
+        (long(0) + "nowhere/socket", "choose another path".to_owned()),
+        (
+            long(0) + &most + "x",
+            "a path has at most 107 bytes, this one 108".to_owned(),
+        ),
+        (
+            long(300),
+            format!("a path has at most 107 bytes, this one {}", long(300).len()),
+        ),
+    ];
+    for (path, remedy) in cases {
+        let line =
+            only_line_of_failure(Program::command().args(["-l", &format!("unix:{path}")]), 1);
+        assert!(line.ends_with(&format!("; {remedy}")), "{line}");
+    }
+    let longest = format!("unix:{}{most}", long(0));
+    Program::start(&["-l", &longest]).stop();
 }
 
 #[test]
