@@ -7,8 +7,13 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::iter;
 use std::mem;
+use std::os::fd::AsFd;
+use std::panic;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
+
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 
 use super::start_thread;
 
@@ -132,9 +137,30 @@ fn pieces(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// From now on a panic queues its message in `errors`: std's own hook would wait for who reads stderr, and where the
+/// event loop's thread panics, everybody with it.
+pub(crate) fn tell_panics(errors: &Output) {
+    let errors = errors.clone();
+    panic::set_hook(Box::new(move |panic| {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        errors.line(format_args!("thread '{name}' {panic}"));
+    }));
+}
+
+/// Writes a line if that is possible without waiting for longer than `patience`.
+pub(crate) fn write_if_read(mut stream: impl Write + AsFd, line: impl Display, patience: Duration) {
+    let timeout = Timespec::try_from(patience).ok();
+    let mut polled = [PollFd::new(&stream, PollFlags::OUT)];
+    if event::poll(&mut polled, timeout.as_ref()).is_ok_and(|ready| ready > 0) {
+        writeln!(stream, "{line}").ok();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::sync::mpsc;
 
     /// Writes only when it is told to, and fails when nobody tells it any more.
@@ -176,5 +202,38 @@ mod tests {
             (1 + 2 * lines_in_queue - written) as u64,
             "lines that cannot be written are counted, too"
         );
+    }
+    #[test]
+    fn a_panic_does_not_wait_for_who_reads_its_message() {
+        let (go, may_go) = mpsc::channel();
+        let (write, written) = mpsc::channel();
+        let errors = Output::start(Stalled(may_go, write)).unwrap();
+        let old_hook = panic::take_hook();
+        tell_panics(&errors);
+        let outcome = panic::catch_unwind(|| panic!("in a handler"));
+        panic::set_hook(old_hook);
+        outcome.unwrap_err();
+        go.send(()).unwrap();
+        let written = String::from_utf8(written.recv().unwrap()).unwrap();
+        assert!(
+            written.contains("' panicked at src/cli/output.rs:"),
+            "{written}"
+        );
+        assert!(written.ends_with("in a handler\n"), "{written}");
+    }
+
+    #[test]
+    fn without_a_thread_a_line_that_nobody_reads_is_dropped() {
+        let (reader, writer) = io::pipe().unwrap();
+        write_if_read(&writer, "read", Duration::ZERO);
+        let mut line = [0; 5];
+        (&reader).read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"read\n");
+        let filling = Output::start(writer.try_clone().unwrap()).unwrap();
+        while filling.lost_lines() < 1000 {
+            filling.line("x".repeat(4000));
+        }
+        filling.flush(Duration::from_millis(100));
+        write_if_read(&writer, "dropped", Duration::from_millis(1));
     }
 }

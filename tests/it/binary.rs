@@ -187,6 +187,51 @@ fn each_connection_is_told_in_two_lines_and_quiet_tells_none() {
 }
 
 #[test]
+fn quiet_prints_no_line_that_a_client_brings_about() {
+    let cases: [(&str, &[&str]); 3] = [
+        (
+            "unlimited",
+            &["--max-connections", "2", "--when-full", "reject"],
+        ),
+        ("unlimited", &["--max-connections", "2"]),
+        ("24", &["--max-connections", "1000"]),
+    ];
+    for (descriptors, args) in cases {
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-c",
+                "[ $0 = unlimited ] || ulimit -n $0; exec \"$@\"",
+                descriptors,
+            ])
+            .args([BINARY, "-q", "-l", "127.0.0.1:0"]);
+        let program = Program::start_command(command.args(args));
+        for _ in 0..3 {
+            // More than there is room for.
+            let clients: Vec<_> = (0..30).map(|_| program.connect()).collect();
+            // Whoever is in first is answered; the others wait, or are rejected.
+            let answered = iter::repeat(&clients).flatten().any(|mut client| {
+                let mut reply = [0; 6];
+                client
+                    .set_read_timeout(Some(Duration::from_millis(10)))
+                    .unwrap();
+                client.write_all(b"x").is_ok() && client.read_exact(&mut reply).is_ok()
+            });
+            assert!(answered);
+            for client in clients {
+                set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+            }
+        }
+        let (stdout, stderr) = program.stop();
+        assert_eq!(stdout, [""; 0], "{args:?}");
+        let report = stderr.last().unwrap();
+        assert!(report.starts_with("accepted "), "{stderr:?}");
+        let unasked = stderr.iter().filter(|line| !line.starts_with("draining "));
+        assert_eq!(unasked.count(), 1, "{args:?}: {stderr:?}");
+    }
+}
+
+#[test]
 fn what_a_client_sends_is_never_printed() {
     let program = Program::start(&["-l", "127.0.0.1:0"]);
     assert_eq!(
@@ -452,83 +497,6 @@ fn an_address_that_cannot_be_had_is_told_in_one_line_with_a_remedy() {
             assert_eq!(line, *expected);
         }
     }
-}
-
-/// What runs a command as a user without rights and without other processes.
-fn as_nobody() -> Vec<&'static str> {
-    match geteuid().is_root() {
-        true => vec![
-            "setpriv",
-            "--reuid=64321",
-            "--regid=64321",
-            "--clear-groups",
-        ],
-        false => vec!["env"],
-    }
-}
-
-#[test]
-#[ignore = "needs setpriv"]
-fn a_port_that_needs_rights_is_told_in_one_line_with_a_remedy() {
-    let runner = as_nobody();
-    let mut command = Command::new(runner[0]);
-    let line = only_line_of_failure(
-        command
-            .args(&runner[1..])
-            .args([BINARY, "-l", "127.0.0.1:80"]),
-        1,
-    );
-    assert_eq!(
-        line,
-        "cannot listen on 127.0.0.1:80: permission denied; choose a port above 1023"
-    );
-    let mut command = Command::new(runner[0]);
-    let command = command.args(&runner[1..]).arg(BINARY);
-    let line = only_line_of_failure(command.args(["-l", "127.0.0.1:0", "--monitor", "80"]), 1);
-    assert_eq!(
-        line,
-        "cannot monitor on 127.0.0.1:80: permission denied; choose a port above 1023"
-    );
-}
-
-/// Runs the program under some limit. Returns whether it listens: then it answers a client. Otherwise it has said in one
-/// line why not.
-fn listens_under(runner: &[&str], model: &str) -> bool {
-    let mut program = Program::spawn(
-        Command::new("sh")
-            // All in one stream, so that whatever comes next can be waited for.
-            .args(["-c", "exec \"$@\" 2>&1", "sh"])
-            .args(runner)
-            .args([BINARY, "-l", "127.0.0.1:0"])
-            .stdout(Stdio::piped()),
-    );
-    let line = program.stdout_line();
-    if line.starts_with("cannot ") {
-        let (status, more, _) = program.wait();
-        assert_eq!((status.code(), more.len()), (Some(1), 0), "{line} {more:?}");
-        return false;
-    }
-    program.listens_on(&line);
-    let client = program.connect();
-    let line = program.stdout_line();
-    if !line.starts_with("cannot accept for now: ") {
-        assert_eq!(ask(&client, "x"), "Got: x", "{line}");
-    }
-    let (stdout, _) = program.stop();
-    assert!(!line.contains("panicked") && !stdout.concat().contains("panicked at"));
-    true
-}
-
-#[test]
-#[ignore = "needs prlimit"]
-fn with_few_descriptors_the_program_listens_or_says_why_not() {
-    // With three of them, the system's loader cannot open the libraries.
-    for limit in 4..=20 {
-        let listens = listens_under(&["prlimit", &format!("--nofile={limit}")]);
-        if limit == 4 || limit == 20 {
-            assert_eq!(listens, limit == 20);
-        }
-    }
 
     let monitor_cases = [
         (
@@ -615,15 +583,93 @@ fn a_path_that_cannot_be_had_is_told_in_one_line_with_a_remedy() {
     Program::start(&["-l", &longest]).stop();
 }
 
+/// What runs a command as a user without rights and without other processes.
+fn as_nobody() -> Vec<&'static str> {
+    match geteuid().is_root() {
+        true => vec![
+            "setpriv",
+            "--reuid=64321",
+            "--regid=64321",
+            "--clear-groups",
+        ],
+        false => vec!["env"],
+    }
+}
+
+#[test]
+#[ignore = "needs setpriv"]
+fn a_port_that_needs_rights_is_told_in_one_line_with_a_remedy() {
+    let runner = as_nobody();
+    let mut command = Command::new(runner[0]);
+    let line = only_line_of_failure(
+        command
+            .args(&runner[1..])
+            .args([BINARY, "-l", "127.0.0.1:80"]),
+        1,
+    );
+    assert_eq!(
+        line,
+        "cannot listen on 127.0.0.1:80: permission denied; choose a port above 1023"
+    );
+    let mut command = Command::new(runner[0]);
+    let command = command.args(&runner[1..]).arg(BINARY);
+    let line = only_line_of_failure(command.args(["-l", "127.0.0.1:0", "--monitor", "80"]), 1);
+    assert_eq!(
+        line,
+        "cannot monitor on 127.0.0.1:80: permission denied; choose a port above 1023"
+    );
+}
+
+/// Runs the program under some limit. Returns whether it listens: then it answers a client. Otherwise it has said in one
+/// line why not.
+fn listens_under(runner: &[&str], model: &str) -> bool {
+    let mut program = Program::spawn(
+        Command::new("sh")
+            // All in one stream, so that whatever comes next can be waited for.
+            .args(["-c", "exec \"$@\" 2>&1", "sh"])
+            .args(runner)
+            .args([BINARY, "-m", model, "-l", "127.0.0.1:0"])
+            .stdout(Stdio::piped()),
+    );
+    let line = program.stdout_line();
+    if line.starts_with("cannot ") {
+        let (status, more, _) = program.wait();
+        assert_eq!((status.code(), more.len()), (Some(1), 0), "{line} {more:?}");
+        return false;
+    }
+    program.listens_on(&line);
+    let client = program.connect();
+    assert_eq!(ask(&client, "x"), "Got: x", "{runner:?} {model}");
+    let (stdout, _) = program.stop();
+    assert!(!stdout.concat().contains("panicked at"), "{stdout:?}");
+    true
+}
+
+#[test]
+#[ignore = "needs prlimit"]
+fn with_few_descriptors_the_program_listens_or_says_why_not() {
+    // With three of them, the system's loader cannot open the libraries.
+    for model in ["async", "threaded", "sequential"] {
+        for limit in 4..=24 {
+            let listens = listens_under(&["prlimit", &format!("--nofile={limit}")], model);
+            if limit == 4 || limit == 24 {
+                assert_eq!(listens, limit == 24);
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs prlimit and setpriv"]
 fn without_the_right_to_start_threads_the_program_says_so() {
     // Whoever is not root may have any number of processes besides this one.
     let limits = if geteuid().is_root() { 0..=6 } else { 0..=0 };
-    for limit in limits {
-        let listens =
-            listens_under(&[&as_nobody()[..], &["prlimit", &format!("--nproc={limit}")]].concat());
-        assert!(limit > 1 || !listens, "{limit}");
+    for model in ["async", "threaded", "sequential"] {
+        for limit in limits.clone() {
+            let limit_threads = ["prlimit", &format!("--nproc={limit}")];
+            let listens = listens_under(&[&as_nobody()[..], &limit_threads].concat(), model);
+            assert!(limit > 1 || !listens, "{limit}");
+        }
     }
 }
 
