@@ -30,8 +30,8 @@ pub use async_signal::Signal;
 /// dropped. The exit status is 128 + the signal's number, as a shell shows it for a process that a signal has ended.
 /// No destructor runs, and no buffer is flushed.
 ///
-/// Each call starts anew: the first signal after it is a first one again, for all futures of this function that still
-/// wait. A program that wants to do something else at the second signal takes [`signals`].
+/// Each call starts the count anew: the next signal is a first one again, and resolves all futures of this function that
+/// still wait. A program that wants to do something else at the second signal takes [`signals`].
 ///
 /// A SIGINT that the process ignores is still ignored. A shell without job control, as in a script, starts its
 /// background jobs so: a Ctrl-C is for the job in the foreground.
@@ -80,7 +80,8 @@ fn is_ignored(signal: Signal) -> bool {
 ///
 /// Each signal of the set that has arrived since it was last taken is seen, however many of the others there are: they
 /// take turns. Repetitions fold into one as long as nobody takes it, so the stream tells that a signal came, and not
-/// how often. It does not tell in which order different signals came.
+/// how often. It does not tell in which order different signals came. A signal that the process has ignored so far is
+/// seen, too.
 ///
 /// # Errors
 ///

@@ -3,6 +3,7 @@
 //! A pipe that nobody reads blocks whoever writes to it, and a closed one makes `println!` panic. So lines go into a
 //! bounded queue, a thread writes them, and those that find no room or cannot be written are counted.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::iter;
@@ -59,16 +60,17 @@ impl Output {
         Ok(output)
     }
 
-    /// Queues a line, or counts it as lost.
+    /// Queues a line, or counts it as lost. It may also be a few.
     pub(crate) fn line(&self, line: impl Display) {
         let line = format!("{line}\n");
+        let lines = count_lines(line.as_bytes());
         let mut queue = self.shared.lock();
         if queue.text.len() + line.len() > QUEUE_BYTES {
-            queue.lost_lines += 1;
+            queue.lost_lines += lines;
             return;
         }
         queue.text.extend_from_slice(line.as_bytes());
-        queue.waiting_lines += 1;
+        queue.waiting_lines += lines;
         drop(queue);
         self.shared.changed.notify_all();
     }
@@ -109,7 +111,7 @@ impl Shared {
             drop(queue);
             for piece in pieces(&text) {
                 let written = stream.write_all(piece).and_then(|()| stream.flush());
-                let lines = piece.iter().filter(|&&byte| byte == b'\n').count() as u64;
+                let lines = count_lines(piece);
                 let mut queue = self.lock();
                 queue.waiting_lines -= lines;
                 if written.is_err() {
@@ -120,6 +122,10 @@ impl Shared {
             self.changed.notify_all();
         }
     }
+}
+
+fn count_lines(text: &[u8]) -> u64 {
+    text.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
 /// Cuts text into whole lines of [`PIECE_BYTES`] at most, if a line is not longer by itself.
@@ -144,7 +150,13 @@ pub(crate) fn tell_panics(errors: &Output) {
     panic::set_hook(Box::new(move |panic| {
         let thread = thread::current();
         let name = thread.name().unwrap_or("unnamed");
-        errors.line(format_args!("thread '{name}' {panic}"));
+        let backtrace = Backtrace::capture();
+        match backtrace.status() {
+            BacktraceStatus::Captured => {
+                errors.line(format_args!("thread '{name}' {panic}\n{backtrace}"));
+            }
+            _ => errors.line(format_args!("thread '{name}' {panic}")),
+        }
     }));
 }
 
@@ -196,10 +208,9 @@ mod tests {
         assert!(written.len() <= PIECE_BYTES);
         drop(go);
         output.flush(Duration::from_secs(10));
-        let written = written.iter().filter(|&&byte| byte == b'\n').count();
         assert_eq!(
             output.lost_lines(),
-            (1 + 2 * lines_in_queue - written) as u64,
+            1 + 2 * lines_in_queue as u64 - count_lines(&written),
             "lines that cannot be written are counted, too"
         );
     }
@@ -213,13 +224,18 @@ mod tests {
         let outcome = panic::catch_unwind(|| panic!("in a handler"));
         panic::set_hook(old_hook);
         outcome.unwrap_err();
-        go.send(()).unwrap();
+        // With a backtrace, if that is asked for, it comes in several pieces.
+        for _ in 0..100 {
+            go.send(()).unwrap();
+        }
         let written = String::from_utf8(written.recv().unwrap()).unwrap();
         assert!(
             written.contains("' panicked at src/cli/output.rs:"),
             "{written}"
         );
-        assert!(written.ends_with("in a handler\n"), "{written}");
+        assert!(written.contains("\nin a handler\n"), "{written}");
+        errors.flush(Duration::from_secs(10));
+        assert_eq!(errors.lost_lines(), 0, "all of its lines are written");
     }
 
     #[test]
