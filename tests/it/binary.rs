@@ -42,13 +42,13 @@ fn has_ipv6() -> bool {
 }
 
 /// An address of this process's own, for a program that cannot say where it listens.
-fn own_addr(port: u16) -> SocketAddr {
+pub(crate) fn own_addr(port: u16) -> SocketAddr {
     let [.., high, low] = process::id().to_be_bytes();
     (Ipv4Addr::new(127, 77, high, low), port).into()
 }
 
 /// Waits until somebody listens, with a connection that is closed at once.
-fn wait_for_listener(addr: SocketAddr) {
+pub(crate) fn wait_for_listener(addr: SocketAddr) {
     let start = Instant::now();
     while TcpStream::connect(addr).is_err() {
         assert!(start.elapsed() < DEADLINE, "nobody listens on {addr}");

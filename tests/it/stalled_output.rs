@@ -8,8 +8,9 @@ use std::process::{Command, Stdio};
 use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;
 
+use crate::binary::{own_addr, wait_for_listener};
 use crate::process::handles;
-use crate::support::{Program, TempDir, ask, hang_up};
+use crate::support::{Program, TempDir, ask, connect, hang_up};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
 
@@ -56,6 +57,24 @@ fn a_start_that_fails_does_not_wait_for_a_reader_of_stderr() {
         let (status, ..) =
             Program::spawn(&mut unread(Program::command().args(args), writer)).wait();
         assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+}
+
+#[test]
+fn a_server_starts_and_serves_and_ends_though_nobody_reads_its_output() {
+    for (port, model) in [(25030, "async"), (25031, "threaded"), (25032, "sequential")] {
+        let addr = own_addr(port);
+        let mut command = Program::command();
+        command.args(["-m", model, "-l", &addr.to_string()]);
+        let (_reader, writer) = full_pipe();
+        let program = Program::spawn(&mut unread(&command, writer));
+        wait_for_listener(addr);
+        for _ in 0..3 {
+            let client = connect(addr);
+            assert_eq!(ask(&client, "x"), "Got: x", "{model}");
+            hang_up(client);
+        }
+        program.stop();
     }
 }
 
