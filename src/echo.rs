@@ -129,7 +129,8 @@ impl<'p> Framer<'p> {
         }
     }
 
-    /// The most bytes to read at once, so that the reply to them has at most 64 KiB, or a byte more than the prefix.
+    /// The most bytes to read at once: [`CHUNK`], and with line framing as many fewer as keep a reply within 64 KiB. One at
+    /// least, so that a reply in lines may have a byte more than a prefix that is longer than that.
     pub fn chunk_max(&self) -> usize {
         match self.framing {
             Framing::Chunk => CHUNK,
