@@ -18,9 +18,12 @@ use std::time::Duration;
 
 use futures_lite::{FutureExt, StreamExt};
 use tinyloop::signal::{self, Signal, Signals};
-use tinyloop::{interval, unblock};
+use tinyloop::{interval, timeout, unblock};
 
-/// How far the work has come. Two futures of one task share it: a `Cell` will do.
+/// How long the last line may wait for who reads it.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How far the work has come. The futures of one task share it: a `Cell` will do.
 #[derive(Clone, Copy, Default)]
 struct Progress {
     ticks: u64,
@@ -52,20 +55,35 @@ fn period() -> Option<Duration> {
 }
 
 async fn run(period: Duration) -> io::Result<()> {
-    let signals = signal::signals([Signal::Int, Signal::Term, Signal::Usr1])?;
-    let progress = Cell::default();
-    // Whichever ends first ends the other.
-    answer(signals, &progress).or(work(period, &progress)).await
+    // Ctrl-C or SIGTERM. A second one ends the process at once, whatever goes on here.
+    let shutdown = signal::shutdown()?;
+    let questions = signal::signals([Signal::Usr1])?;
+    let progress = Cell::<Progress>::default();
+    let shutdown = async {
+        shutdown.await;
+        let goodbye = format!("goodbye after {} ticks", progress.get().ticks);
+        // Nobody has to read it.
+        timeout(PATIENCE, say(goodbye)).await.unwrap_or(Ok(()))
+    };
+    // Whichever ends first ends the others.
+    shutdown
+        .or(answer(questions, &progress))
+        .or(work(period, &progress))
+        .await
 }
 
-/// Answers signals, until one says that it is over.
-async fn answer(mut signals: Signals, progress: &Cell<Progress>) -> io::Result<()> {
-    let mut stdout = io::stdout();
-    while let Some(Signal::Usr1) = signals.next().await {
+/// Prints a line. A reader that does not read holds up a thread of smol's pool, and not the signals.
+async fn say(line: String) -> io::Result<()> {
+    unblock(move || writeln!(io::stdout(), "{line}")).await
+}
+
+/// Answers SIGUSR1.
+async fn answer(mut questions: Signals, progress: &Cell<Progress>) -> io::Result<()> {
+    while questions.next().await.is_some() {
         let Progress { ticks, missed } = progress.get();
-        writeln!(stdout, "{ticks} ticks, {missed} missed")?;
+        say(format!("{ticks} ticks, {missed} missed")).await?;
     }
-    writeln!(stdout, "goodbye after {} ticks", progress.get().ticks)
+    Ok(())
 }
 
 /// Works at each tick. A tick that comes while the work of the last one goes on is missed.
@@ -77,9 +95,9 @@ async fn work(period: Duration, progress: &Cell<Progress>) -> io::Result<()> {
             ticks: seen + 1,
             missed: ticks.missed(),
         });
-        // A slow disk holds up a thread of smol's pool, and not the signals.
+        // A slow disk does not hold up the signals, either.
         let files = unblock(|| fs::read_dir(".").map(Iterator::count)).await?;
-        writeln!(io::stdout(), "tick {}: {files} files", seen + 1)?;
+        say(format!("tick {}: {files} files", seen + 1)).await?;
     }
     Ok(())
 }

@@ -6,13 +6,11 @@ pub(crate) mod models;
 pub(crate) mod output;
 
 use std::io;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
-/// Starts a thread that runs on its own.
-fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Starts a thread.
+fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(body);
     let explain = |error: io::Error| format!("cannot start a thread ({name}): {error}");
-    started
-        .map(drop)
-        .map_err(|error| io::Error::new(error.kind(), explain(error)))
+    started.map_err(|error| io::Error::new(error.kind(), explain(error)))
 }

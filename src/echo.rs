@@ -129,14 +129,19 @@ impl<'p> Framer<'p> {
         }
     }
 
+    /// The most bytes to read at once: [`CHUNK`], and with line framing as many fewer as keep a reply within 64 KiB. One at
+    /// least, so that a reply in lines may have a byte more than a prefix that is longer than that.
+    pub fn chunk_max(&self) -> usize {
+        match self.framing {
+            Framing::Chunk => CHUNK,
+            // A chunk of line ends alone has a prefix for each byte.
+            Framing::Line => (LINES_REPLY / (self.prefix.len() + 1)).clamp(1, CHUNK),
+        }
+    }
+
     /// Room for a chunk, behind room for the prefix, so that a reply to a chunk is made by writing the prefix alone.
     fn room<'b>(&self, buffers: &'b mut Buffers) -> &'b mut [u8] {
-        let most = match self.framing {
-            Framing::Chunk => CHUNK,
-            // So that a chunk of line ends alone does not become a reply without bounds.
-            Framing::Line => (LINES_REPLY / (self.prefix.len() + 1)).clamp(1, CHUNK),
-        };
-        let end = self.prefix.len() + most;
+        let end = self.prefix.len() + self.chunk_max();
         if buffers.chunk.len() < end {
             buffers.chunk.resize(end, 0);
         }

@@ -88,7 +88,8 @@
 //!
 //! - Spread tasks over threads. For more cores, run more processes on one port, or use tokio or smol's `Executor`.
 //! - TLS of its own: futures-rustls goes on top of a [`Connection`].
-//! - Print, read arguments or end the process. The program of the same name does, on top of the public API.
+//! - Print, read arguments or end the process, but for the second signal after [`signal::shutdown`]. The program of
+//!   the same name does, on top of the public API.
 //!
 //! # Features
 //!

@@ -3,20 +3,21 @@
 mod cli;
 
 use std::env;
+use std::fmt::Display;
 use std::io::{self, Write};
-use std::process::{self, ExitCode};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use futures_lite::StreamExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tinyloop::signal::{self, Signal, Signals};
-use tinyloop::{Event, EventLoop, Listener, Report, SLOW_POLL, Server, monitor};
+use tinyloop::signal::{self, Signal};
+use tinyloop::{Address, Event, EventLoop, Listener, Report, SLOW_POLL, Server};
 
 use cli::args::{Early, Model, Options};
-use cli::listen::listen;
+use cli::listen::{self, listen};
 use cli::models::{self, Echo};
-use cli::output::Output;
+use cli::output::{self, Output};
 
 /// How long to wait for a reader of our output, when the server starts and when it ends.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -41,36 +42,48 @@ fn main() -> ExitCode {
             writeln!(io::stdout(), "{text}").ok();
             return ExitCode::SUCCESS;
         }
-        Err(Early::Usage(line)) => {
-            writeln!(io::stderr(), "{line}").ok();
-            return ExitCode::from(2);
-        }
+        Err(Early::Usage(line)) => return fail(2, line),
     };
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            writeln!(io::stderr(), "{error}").ok();
-            ExitCode::from(1)
-        }
+        Err(error) => fail(1, error),
     }
+}
+
+/// Tells why the program ends. Nobody has to read it.
+fn fail(status: u8, reason: impl Display) -> ExitCode {
+    match Output::start(io::stderr()) {
+        Ok(errors) => {
+            errors.line(reason);
+            errors.flush(PATIENCE);
+        }
+        // There is no thread to be had.
+        Err(_) => output::write_if_read(io::stderr(), reason, PATIENCE),
+    }
+    ExitCode::from(status)
 }
 
 /// Listens, and serves with the chosen model until a signal comes.
 fn run(options: Options) -> io::Result<()> {
+    let errors = Output::start(io::stderr())?;
+    let _flushed = FlushOnDrop(&errors);
+    output::tell_panics(&errors);
+
     let max_descriptors = raise_descriptor_limit();
     let event_loop = EventLoop::new()?;
+    // A write that would make a file larger than it may be (`ulimit -f`) fails instead, as on a full disk.
+    drop(signal::signals([Signal::Xfsz])?);
     let listeners = listen(&options.listen)?;
     let output = Output::start(io::stdout())?;
-    let errors = Output::start(io::stderr())?;
     // Before we say that we listen: whoever waits for that may send a signal at once.
-    let signals = signal::signals([Signal::Int, Signal::Term])?;
+    let shutdown = signal::shutdown()?;
 
     match options.model {
         Model::Async => {
             let server = serve(
                 options,
                 listeners,
-                signals,
+                shutdown,
                 max_descriptors,
                 &output,
                 &errors,
@@ -80,7 +93,7 @@ fn run(options: Options) -> io::Result<()> {
         }
         Model::Threaded | Model::Sequential => {
             start_model(options, listeners, &output)?;
-            event_loop.run(shutdown(signals));
+            event_loop.run(shutdown);
         }
     }
 
@@ -91,46 +104,57 @@ fn run(options: Options) -> io::Result<()> {
             output.lost_lines()
         ));
     }
-    errors.flush(PATIENCE);
     Ok(())
+}
+
+/// Gives the last lines a moment, however [`run`] ends.
+struct FlushOnDrop<'o>(&'o Output);
+
+impl Drop for FlushOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.flush(PATIENCE);
+    }
 }
 
 /// The async model: tinyloop's own server.
 async fn serve(
     options: Options,
     listeners: Vec<Listener>,
-    signals: Signals,
+    shutdown: impl Future<Output = ()> + 'static,
     max_descriptors: u64,
     output: &Output,
     errors: &Output,
 ) -> io::Result<Report> {
-    let monitor = options.monitor.map(monitor::serve).transpose()?;
-    announce(&listeners, output)?;
+    let monitor = options.monitor.map(listen::monitor).transpose()?;
+    let room = max_descriptors.saturating_sub(OTHER_DESCRIPTORS);
+    let default_max = room.clamp(1, MAX_CONNECTIONS) as usize;
+    let (quiet, lines, error_lines) = (options.quiet, output.clone(), errors.clone());
+    let mut server = Server::from_listeners(listeners)?
+        .max_connections(options.max_connections.unwrap_or(default_max))
+        .when_full(options.when_full.unwrap_or_default())
+        .stall_timeout(options.stall_timeout.unwrap_or(STALL_TIMEOUT))
+        .shutdown_on(shutdown)
+        .drain(options.drain.unwrap_or(DRAIN))
+        .observe(move |event| match event {
+            // Was told before.
+            Event::Listening { .. } => {}
+            // By a signal, and once.
+            Event::Draining { .. } => error_lines.line(event),
+            // By clients.
+            _ if quiet => {}
+            Event::Connected { .. } | Event::Closed { .. } => lines.line(event),
+            _ => error_lines.line(event),
+        });
+    if let Some(timeout) = options.idle_timeout {
+        server = server.idle_timeout(timeout);
+    }
+    check_room()?;
+    announce(server.local_addrs(), output);
     if let Some(monitor) = &monitor {
         output.line(format_args!("monitor on {}", monitor.local_addr()));
         output.flush(PATIENCE);
         let errors = errors.clone();
         tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| errors.line(slow_poll));
-    }
-
-    let room = max_descriptors.saturating_sub(OTHER_DESCRIPTORS);
-    let default_max = room.clamp(1, MAX_CONNECTIONS) as usize;
-    let (quiet, output, errors) = (options.quiet, output.clone(), errors.clone());
-    let mut server = Server::from_listeners(listeners)?
-        .max_connections(options.max_connections.unwrap_or(default_max))
-        .when_full(options.when_full.unwrap_or_default())
-        .stall_timeout(options.stall_timeout.unwrap_or(STALL_TIMEOUT))
-        .shutdown_on(shutdown(signals))
-        .drain(options.drain.unwrap_or(DRAIN))
-        .observe(move |event| match event {
-            // Was told before.
-            Event::Listening { .. } => {}
-            Event::Connected { .. } | Event::Closed { .. } if quiet => {}
-            Event::Connected { .. } | Event::Closed { .. } => output.line(event),
-            _ => errors.line(event),
-        });
-    if let Some(timeout) = options.idle_timeout {
-        server = server.idle_timeout(timeout);
     }
     // For all connections and as long as the process.
     static PREFIX: OnceLock<String> = OnceLock::new();
@@ -140,29 +164,35 @@ async fn serve(
         .await
 }
 
-/// Says where we listen, before anybody is served.
-fn announce(listeners: &[Listener], output: &Output) -> io::Result<()> {
-    for listener in listeners {
-        output.line(format_args!("listening on {}", listener.local_addr()?));
-    }
-    output.flush(PATIENCE);
-    Ok(())
+/// Fails if no connection can ever be accepted, for lack of a descriptor.
+fn check_room() -> io::Result<()> {
+    let explain = |error: io::Error| {
+        let text = format!(
+            "cannot accept any connection: {error}; raise the limit of open files (ulimit -n)"
+        );
+        io::Error::new(error.kind(), text)
+    };
+    io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(drop)
+        .map_err(explain)
 }
 
-/// Resolves at the first signal. The second one ends the process at once.
-async fn shutdown(mut signals: Signals) {
-    signals.next().await;
-    let second = async move {
-        if let Some(signal) = signals.next().await {
-            process::exit(128 + signal as i32);
-        }
-    };
-    tinyloop::spawn(second).detach();
+/// Says where we listen, before anybody is served.
+fn announce(addrs: &[Address], output: &Output) {
+    for addr in addrs {
+        output.line(format_args!("listening on {addr}"));
+    }
+    output.flush(PATIENCE);
 }
 
 /// Starts one of the other two models, in threads of its own.
 fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> io::Result<()> {
-    announce(&listeners, output)?;
+    let addrs = listeners
+        .iter()
+        .map(Listener::local_addr)
+        .collect::<io::Result<Vec<_>>>()?;
     let listeners = listeners
         .into_iter()
         .filter_map(Listener::into_tcp)
@@ -172,10 +202,14 @@ fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> i
         framing: options.framing,
         output: (!options.quiet).then(|| output.clone()),
     };
-    match options.model {
-        Model::Sequential => models::serve_sequentially(listeners, echo),
-        _ => models::serve_in_threads(listeners, echo),
-    }
+    let begin = match options.model {
+        Model::Sequential => models::serve_sequentially(listeners, echo)?,
+        _ => models::serve_in_threads(listeners, echo)?,
+    };
+    check_room()?;
+    announce(&addrs, output);
+    begin.wait();
+    Ok(())
 }
 
 /// Raises the soft limit of descriptors to the hard one. Returns the limit.

@@ -1,39 +1,87 @@
 //! Signals as futures.
 //!
 //! From the first use of a signal here, its default action (to end the process) is off, and stays off when the stream
-//! is dropped: that is how the system's handlers work. So keep the stream for the life of the process.
+//! is dropped: that is how the system's handlers work. So keep the stream for the life of the process, or drop it at
+//! once where all that is wanted is that the signal does nothing.
 
 use std::fmt;
+use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use futures_lite::{Stream, StreamExt};
+use futures_lite::{AsyncRead, Stream, StreamExt, ready};
 use rustix::io::Errno;
+use signal_hook::low_level::{pipe, unregister};
+use signal_hook::{SigId, flag};
+use smol::Async;
 
 use crate::io_error;
 
 pub use async_signal::Signal;
 
-/// Resolves at the first SIGINT (Ctrl-C) or SIGTERM after this call.
+/// Resolves at the first SIGINT (Ctrl-C) or SIGTERM after this call. The next one ends the process at once.
 ///
-/// Those that follow do nothing, since the process goes on as if it waited for them: whoever wants a second one to end
-/// it at once takes [`signals`].
+/// That end comes from the signal's handler, so it also comes while a task blocks the loop, or when the future is
+/// dropped. The exit status is 128 + the signal's number, as a shell shows it for a process that a signal has ended.
+/// No destructor runs, and no buffer is flushed.
+///
+/// Each call starts the count anew: the next signal is a first one again, and resolves all futures of this function that
+/// still wait. A program that wants to do something else at the second signal takes [`signals`].
+///
+/// A SIGINT that the process ignores is still ignored. A shell without job control, as in a script, starts its
+/// background jobs so: a Ctrl-C is for the job in the foreground.
 ///
 /// # Errors
 ///
 /// If the system has no descriptor left for it.
 pub fn shutdown() -> io::Result<impl Future<Output = ()>> {
-    let mut signals = signals([Signal::Int, Signal::Term])?;
+    /// Whether the first signal has come.
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    /// Those whose handler ends the process at the next signal.
+    static REGISTERED: Mutex<Vec<Signal>> = Mutex::new(Vec::new());
+
+    let asking = [Signal::Int, Signal::Term]
+        .into_iter()
+        .filter(|&signal| signal != Signal::Int || !is_ignored(signal));
+    // First of all, so that no signal is missed.
+    let mut signals = signals(asking.clone())?;
+    let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
+    for signal in asking {
+        if !registered.contains(&signal) {
+            let number = signal as i32;
+            // In this order: the first signal finds the flag as it was.
+            flag::register_conditional_shutdown(number, 128 + number, &ASKED)
+                .and_then(|_| flag::register(number, &ASKED))
+                .map_err(cannot_handle)?;
+            registered.push(signal);
+        }
+    }
+    ASKED.store(false, Ordering::SeqCst);
     Ok(async move {
         signals.next().await;
     })
 }
 
+/// Whether the process ignores a signal. Where the system does not tell, it does not.
+fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let ignored = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (signal as u32 - 1) & 1 == 1)
+}
+
 /// A stream of the given signals, as they arrive after this call. It never ends.
 ///
-/// A signal that arrives again is seen again; while it waits to be taken, the system folds repetitions into one.
+/// Each signal of the set that has arrived since it was last taken is seen, however many of the others there are: they
+/// take turns. Repetitions fold into one as long as nobody takes it, so the stream tells that a signal came, and not
+/// how often. It does not tell in which order different signals came. A signal that the process has ignored so far is
+/// seen, too.
 ///
 /// # Errors
 ///
@@ -41,16 +89,57 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()>> {
 /// SIGSTOP, and SIGILL, SIGFPE and SIGSEGV, which leave no way to go on.
 pub fn signals(signals: impl IntoIterator<Item = Signal>) -> io::Result<Signals> {
     let signals: Vec<Signal> = signals.into_iter().collect();
-    let inner = if signals.iter().any(is_forbidden) {
-        Err(Errno::INVAL.into())
-    } else {
-        async_signal::Signals::new(signals)
-    };
-    let inner = inner.map_err(|error| io_error::explain("cannot handle signals", &error))?;
-    Ok(Signals { inner })
+    Signals::new(&signals).map_err(cannot_handle)
 }
 
-/// The signals for which signal-hook, which is below async-signal, panics.
+fn cannot_handle(error: io::Error) -> io::Error {
+    io_error::explain("cannot handle signals", &error)
+}
+
+/// The stream of [`signals`].
+#[must_use = "streams do nothing unless they are polled"]
+pub struct Signals {
+    watched: Vec<Watched>,
+    /// Whose turn it is.
+    next: usize,
+    /// Where the handlers write to, and what wakes us when they do. A full one wakes, too.
+    writer: UnixStream,
+    wake: Async<UnixStream>,
+}
+
+impl Signals {
+    fn new(signals: &[Signal]) -> io::Result<Signals> {
+        if signals.iter().any(is_forbidden) {
+            return Err(Errno::INVAL.into());
+        }
+        let (reader, writer) = UnixStream::pair()?;
+        let mut stream = Signals {
+            watched: Vec::new(),
+            next: 0,
+            writer,
+            wake: Async::new(reader)?,
+        };
+        for &signal in signals {
+            if stream.watched.iter().all(|other| other.signal != signal) {
+                stream.watched.push(Watched::new(signal, &stream.writer)?);
+            }
+        }
+        Ok(stream)
+    }
+
+    /// Takes the next signal that has arrived.
+    fn take_arrived(&mut self) -> Option<Signal> {
+        let count = self.watched.len();
+        (0..count).find_map(|_| {
+            let watched = &self.watched[self.next];
+            self.next = (self.next + 1) % count;
+            let arrived = watched.arrived.swap(false, Ordering::SeqCst);
+            arrived.then_some(watched.signal)
+        })
+    }
+}
+
+/// The signals for which signal-hook panics.
 fn is_forbidden(signal: &Signal) -> bool {
     matches!(
         signal,
@@ -58,25 +147,61 @@ fn is_forbidden(signal: &Signal) -> bool {
     )
 }
 
-/// The stream of [`signals`].
-#[must_use = "streams do nothing unless they are polled"]
-pub struct Signals {
-    inner: async_signal::Signals,
-}
-
 impl Stream for Signals {
     type Item = Signal;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
-        // It reads from a socket pair of its own, which has no way to fail while both ends are here.
-        self.inner
-            .poll_next(cx)
-            .map(|signal| signal.and_then(Result::ok))
+        loop {
+            if let Some(signal) = self.take_arrived() {
+                return Poll::Ready(Some(signal));
+            }
+            // A signal that comes in between sets its flag first, and then writes here.
+            let mut wake = &self.wake;
+            if ready!(Pin::new(&mut wake).poll_read(cx, &mut [0; 64])).is_err() {
+                // Not while both ends are here.
+                return Poll::Ready(None);
+            }
+        }
     }
 }
 
 impl fmt::Debug for Signals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
+        let signals = self.watched.iter().map(|watched| watched.signal);
+        f.debug_set().entries(signals).finish()
+    }
+}
+
+/// A signal of a stream's.
+struct Watched {
+    signal: Signal,
+    /// Set by the handler.
+    arrived: Arc<AtomicBool>,
+    /// What the handler does.
+    actions: Vec<SigId>,
+}
+
+impl Watched {
+    /// Sets a flag whenever the signal arrives, and then writes to `wake`.
+    fn new(signal: Signal, wake: &UnixStream) -> io::Result<Watched> {
+        let wake = wake.try_clone()?;
+        let mut watched = Watched {
+            signal,
+            arrived: Arc::default(),
+            actions: Vec::new(),
+        };
+        let number = signal as i32;
+        let set = flag::register(number, watched.arrived.clone())?;
+        watched.actions.push(set);
+        watched.actions.push(pipe::register(number, wake)?);
+        Ok(watched)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        for &action in &self.actions {
+            unregister(action);
+        }
     }
 }

@@ -2,13 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 
 use tinyloop::Listener;
+use tinyloop::monitor::{self, Monitor};
 
 use super::args::ListenAddr;
 
 /// How often to look for a port that is free in both families, when the system may choose.
 const PORT_TRIES: usize = 16;
+
+/// The longest path of a Unix socket, in bytes.
+const PATH_MAX: usize = 107;
 
 /// Listens on all of `addrs`, in their order.
 pub(crate) fn listen(addrs: &[ListenAddr]) -> io::Result<Vec<Listener>> {
@@ -20,7 +25,18 @@ pub(crate) fn listen(addrs: &[ListenAddr]) -> io::Result<Vec<Listener>> {
             ListenAddr::Ip(addr) => Listener::bind(*addr).map(|listener| vec![listener]),
             ListenAddr::Unix(path) => Listener::bind_unix(path).map(|listener| vec![listener]),
         };
-        listeners.extend(bound.map_err(|error| advise(addr, error))?);
+        listeners.extend(bound.map_err(|error| {
+            let advice = match addr {
+                ListenAddr::Unix(path) => advice_on_path(path, error.kind()),
+                ListenAddr::Ip(addr) => advice(*addr, "--listen", error.kind()),
+                ListenAddr::Loopback(port) | ListenAddr::All(port) => advice(
+                    (Ipv4Addr::LOCALHOST, *port).into(),
+                    "--listen",
+                    error.kind(),
+                ),
+            };
+            with_advice(error, advice)
+        })?);
     }
     Ok(listeners)
 }
@@ -47,17 +63,65 @@ fn has_ipv6() -> bool {
     UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// Adds to an error what to do about it.
-fn advise(addr: &ListenAddr, error: io::Error) -> io::Error {
-    let unix = matches!(addr, ListenAddr::Unix(_));
-    let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied if unix => "choose a path that you may write to",
-        io::ErrorKind::PermissionDenied => "choose a port above 1023",
-        io::ErrorKind::AddrInUse if unix => "another server uses it; choose another path",
-        io::ErrorKind::AddrInUse => "another server uses it; choose another port with --listen",
-        io::ErrorKind::AddrNotAvailable => "choose an address of this machine",
-        io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound => "choose another path",
-        _ => return error,
+/// Starts the monitor on `addr`.
+pub(crate) fn monitor(addr: SocketAddr) -> io::Result<Monitor> {
+    monitor::serve(addr).map_err(|error| {
+        let advice = advice(addr, "--monitor", error.kind());
+        with_advice(error, advice)
+    })
+}
+
+/// What to do about an address that cannot be this machine's.
+const NOT_OURS: &str = "choose an address of this machine";
+
+/// What to do about an error of an IP address, which `option` has given.
+fn advice(addr: SocketAddr, option: &str, error: io::ErrorKind) -> Option<String> {
+    let advice = match (error, addr) {
+        (io::ErrorKind::PermissionDenied, _) => "choose a port above 1023".to_owned(),
+        (io::ErrorKind::AddrInUse, _) => {
+            format!("another server uses it; choose another port with {option}")
+        }
+        (io::ErrorKind::AddrNotAvailable, _) => NOT_OURS.to_owned(),
+        (io::ErrorKind::InvalidInput, SocketAddr::V6(addr)) => {
+            let (ip, port) = (addr.ip(), addr.port());
+            match ip.to_ipv4_mapped() {
+                Some(v4) => format!("write it as {v4}:{port}"),
+                None if ip.is_unicast_link_local() => {
+                    format!("add the number of an interface (see ip link), such as [{ip}%2]:{port}")
+                }
+                None => NOT_OURS.to_owned(),
+            }
+        }
+        _ => return None,
     };
-    io::Error::new(error.kind(), format!("{error}; {advice}"))
+    Some(advice)
+}
+
+/// What to do about an error of a Unix socket's path.
+fn advice_on_path(path: &Path, error: io::ErrorKind) -> Option<String> {
+    let advice = match error {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "choose a path that you may write to"
+        }
+        io::ErrorKind::AddrInUse => "another server uses it; choose another path",
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => {
+            "choose another path"
+        }
+        // It is not the system that says so: the path does not fit into an address.
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidFilename => {
+            let length = path.as_os_str().len();
+            return Some(format!(
+                "a path has at most {PATH_MAX} bytes, this one {length}"
+            ));
+        }
+        _ => return None,
+    };
+    Some(advice.to_owned())
+}
+
+fn with_advice(error: io::Error, advice: Option<String>) -> io::Error {
+    match advice {
+        Some(advice) => io::Error::new(error.kind(), format!("{error}; {advice}")),
+        None => error,
+    }
 }

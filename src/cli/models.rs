@@ -5,11 +5,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tinyloop::{CHUNK, Framer, Framing};
+use tinyloop::{Framer, Framing};
 
 use super::output::Output;
 use super::start_thread;
@@ -27,7 +27,12 @@ pub(crate) struct Echo {
 }
 
 /// Serves a connection to its end before the next. With several listeners there is still only one at a time.
-pub(crate) fn serve_sequentially(listeners: Vec<TcpListener>, echo: Echo) -> io::Result<()> {
+///
+/// Begins when somebody else waits on the result, too.
+pub(crate) fn serve_sequentially(
+    listeners: Vec<TcpListener>,
+    echo: Echo,
+) -> io::Result<Arc<Barrier>> {
     let turn = Arc::new(Mutex::new(()));
     accept_in_threads(listeners, move |stream, peer_addr| {
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,32 +41,44 @@ pub(crate) fn serve_sequentially(listeners: Vec<TcpListener>, echo: Echo) -> io:
 }
 
 /// Serves each connection in a thread of its own.
-pub(crate) fn serve_in_threads(listeners: Vec<TcpListener>, echo: Echo) -> io::Result<()> {
-    accept_in_threads(listeners, move |stream, peer_addr| {
+///
+/// Begins when somebody else waits on the result, too. Fails if there is no thread for a connection beside those that
+/// accept.
+pub(crate) fn serve_in_threads(
+    listeners: Vec<TcpListener>,
+    echo: Echo,
+) -> io::Result<Arc<Barrier>> {
+    let begin = accept_in_threads(listeners, move |stream, peer_addr| {
         let echo = echo.clone();
         // Without a thread for it, a connection is closed.
-        thread::Builder::new()
-            .spawn(move || echo.serve(&stream, peer_addr))
-            .ok();
-    })
+        start_thread("connection", move || echo.serve(&stream, peer_addr)).ok();
+    })?;
+    start_thread("connection", || {})?.join().ok();
+    Ok(begin)
 }
 
 /// Starts a thread for each listener, which accepts connections and calls `serve` for each.
+///
+/// They begin together, when somebody else waits on the result, too.
 fn accept_in_threads(
     listeners: Vec<TcpListener>,
     serve: impl Fn(TcpStream, SocketAddr) + Clone + Send + 'static,
-) -> io::Result<()> {
+) -> io::Result<Arc<Barrier>> {
+    let begin = Arc::new(Barrier::new(listeners.len() + 1));
     for listener in listeners {
-        let serve = serve.clone();
-        let accept = move || loop {
-            match listener.accept() {
-                Ok((stream, peer_addr)) => serve(stream, peer_addr),
-                Err(_) => thread::sleep(ACCEPT_PAUSE),
+        let (serve, begin) = (serve.clone(), begin.clone());
+        let accept = move || {
+            begin.wait();
+            loop {
+                match listener.accept() {
+                    Ok((stream, peer_addr)) => serve(stream, peer_addr),
+                    Err(_) => thread::sleep(ACCEPT_PAUSE),
+                }
             }
         };
         start_thread("accept", accept)?;
     }
-    Ok(())
+    Ok(begin)
 }
 
 impl Echo {
@@ -75,7 +92,7 @@ impl Echo {
     fn answer(&self, mut stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut framer = Framer::new(&self.prefix, self.framing);
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = vec![0; framer.chunk_max()];
         let mut reply = Vec::new();
         loop {
             match stream.read(&mut chunk) {

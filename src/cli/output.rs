@@ -3,12 +3,18 @@
 //! A pipe that nobody reads blocks whoever writes to it, and a closed one makes `println!` panic. So lines go into a
 //! bounded queue, a thread writes them, and those that find no room or cannot be written are counted.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::iter;
 use std::mem;
+use std::os::fd::AsFd;
+use std::panic;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
+
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 
 use super::start_thread;
 
@@ -54,16 +60,17 @@ impl Output {
         Ok(output)
     }
 
-    /// Queues a line, or counts it as lost.
+    /// Queues a line, or counts it as lost. It may also be a few.
     pub(crate) fn line(&self, line: impl Display) {
         let line = format!("{line}\n");
+        let lines = count_lines(line.as_bytes());
         let mut queue = self.shared.lock();
         if queue.text.len() + line.len() > QUEUE_BYTES {
-            queue.lost_lines += 1;
+            queue.lost_lines += lines;
             return;
         }
         queue.text.extend_from_slice(line.as_bytes());
-        queue.waiting_lines += 1;
+        queue.waiting_lines += lines;
         drop(queue);
         self.shared.changed.notify_all();
     }
@@ -104,7 +111,7 @@ impl Shared {
             drop(queue);
             for piece in pieces(&text) {
                 let written = stream.write_all(piece).and_then(|()| stream.flush());
-                let lines = piece.iter().filter(|&&byte| byte == b'\n').count() as u64;
+                let lines = count_lines(piece);
                 let mut queue = self.lock();
                 queue.waiting_lines -= lines;
                 if written.is_err() {
@@ -115,6 +122,10 @@ impl Shared {
             self.changed.notify_all();
         }
     }
+}
+
+fn count_lines(text: &[u8]) -> u64 {
+    text.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
 /// Cuts text into whole lines of [`PIECE_BYTES`] at most, if a line is not longer by itself.
@@ -132,9 +143,36 @@ fn pieces(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// From now on a panic queues its message in `errors`: std's own hook would wait for who reads stderr, and where the
+/// event loop's thread panics, everybody with it.
+pub(crate) fn tell_panics(errors: &Output) {
+    let errors = errors.clone();
+    panic::set_hook(Box::new(move |panic| {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        let backtrace = Backtrace::capture();
+        match backtrace.status() {
+            BacktraceStatus::Captured => {
+                errors.line(format_args!("thread '{name}' {panic}\n{backtrace}"));
+            }
+            _ => errors.line(format_args!("thread '{name}' {panic}")),
+        }
+    }));
+}
+
+/// Writes a line if that is possible without waiting for longer than `patience`.
+pub(crate) fn write_if_read(mut stream: impl Write + AsFd, line: impl Display, patience: Duration) {
+    let timeout = Timespec::try_from(patience).ok();
+    let mut polled = [PollFd::new(&stream, PollFlags::OUT)];
+    if event::poll(&mut polled, timeout.as_ref()).is_ok_and(|ready| ready > 0) {
+        writeln!(stream, "{line}").ok();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::sync::mpsc;
 
     /// Writes only when it is told to, and fails when nobody tells it any more.
@@ -170,11 +208,48 @@ mod tests {
         assert!(written.len() <= PIECE_BYTES);
         drop(go);
         output.flush(Duration::from_secs(10));
-        let written = written.iter().filter(|&&byte| byte == b'\n').count();
         assert_eq!(
             output.lost_lines(),
-            (1 + 2 * lines_in_queue - written) as u64,
+            1 + 2 * lines_in_queue as u64 - count_lines(&written),
             "lines that cannot be written are counted, too"
         );
+    }
+    #[test]
+    fn a_panic_does_not_wait_for_who_reads_its_message() {
+        let (go, may_go) = mpsc::channel();
+        let (write, written) = mpsc::channel();
+        let errors = Output::start(Stalled(may_go, write)).unwrap();
+        let old_hook = panic::take_hook();
+        tell_panics(&errors);
+        let outcome = panic::catch_unwind(|| panic!("in a handler"));
+        panic::set_hook(old_hook);
+        outcome.unwrap_err();
+        // With a backtrace, if that is asked for, it comes in several pieces.
+        for _ in 0..100 {
+            go.send(()).unwrap();
+        }
+        let written = String::from_utf8(written.recv().unwrap()).unwrap();
+        assert!(
+            written.contains("' panicked at src/cli/output.rs:"),
+            "{written}"
+        );
+        assert!(written.contains("\nin a handler\n"), "{written}");
+        errors.flush(Duration::from_secs(10));
+        assert_eq!(errors.lost_lines(), 0, "all of its lines are written");
+    }
+
+    #[test]
+    fn without_a_thread_a_line_that_nobody_reads_is_dropped() {
+        let (reader, writer) = io::pipe().unwrap();
+        write_if_read(&writer, "read", Duration::ZERO);
+        let mut line = [0; 5];
+        (&reader).read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"read\n");
+        let filling = Output::start(writer.try_clone().unwrap()).unwrap();
+        while filling.lost_lines() < 1000 {
+            filling.line("x".repeat(4000));
+        }
+        filling.flush(Duration::from_millis(100));
+        write_if_read(&writer, "dropped", Duration::from_millis(1));
     }
 }

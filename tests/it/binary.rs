@@ -42,13 +42,13 @@ fn has_ipv6() -> bool {
 }
 
 /// An address of this process's own, for a program that cannot say where it listens.
-fn own_addr(port: u16) -> SocketAddr {
+pub(crate) fn own_addr(port: u16) -> SocketAddr {
     let [.., high, low] = process::id().to_be_bytes();
     (Ipv4Addr::new(127, 77, high, low), port).into()
 }
 
 /// Waits until somebody listens, with a connection that is closed at once.
-fn wait_for_listener(addr: SocketAddr) {
+pub(crate) fn wait_for_listener(addr: SocketAddr) {
     let start = Instant::now();
     while TcpStream::connect(addr).is_err() {
         assert!(start.elapsed() < DEADLINE, "nobody listens on {addr}");
@@ -187,6 +187,51 @@ fn each_connection_is_told_in_two_lines_and_quiet_tells_none() {
                       bytes in 2, bytes out 12, peak connections ";
         assert_eq!(stderr.len(), 1, "{stderr:?}");
         assert!(stderr[0].starts_with(report), "{stderr:?}");
+    }
+}
+
+#[test]
+fn quiet_prints_no_line_that_a_client_brings_about() {
+    let cases: [(&str, &[&str]); 3] = [
+        (
+            "unlimited",
+            &["--max-connections", "2", "--when-full", "reject"],
+        ),
+        ("unlimited", &["--max-connections", "2"]),
+        ("24", &["--max-connections", "1000"]),
+    ];
+    for (descriptors, args) in cases {
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-c",
+                "[ $0 = unlimited ] || ulimit -n $0; exec \"$@\"",
+                descriptors,
+            ])
+            .args([BINARY, "-q", "-l", "127.0.0.1:0"]);
+        let program = Program::start_command(command.args(args));
+        for _ in 0..3 {
+            // More than there is room for.
+            let clients: Vec<_> = (0..30).map(|_| program.connect()).collect();
+            // Whoever is in first is answered; the others wait, or are rejected.
+            let answered = iter::repeat(&clients).flatten().any(|mut client| {
+                let mut reply = [0; 6];
+                client
+                    .set_read_timeout(Some(Duration::from_millis(10)))
+                    .unwrap();
+                client.write_all(b"x").is_ok() && client.read_exact(&mut reply).is_ok()
+            });
+            assert!(answered);
+            for client in clients {
+                set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+            }
+        }
+        let (stdout, stderr) = program.stop();
+        assert_eq!(stdout, [""; 0], "{args:?}");
+        let report = stderr.last().unwrap();
+        assert!(report.starts_with("accepted "), "{stderr:?}");
+        let unasked = stderr.iter().filter(|line| !line.starts_with("draining "));
+        assert_eq!(unasked.count(), 1, "{args:?}: {stderr:?}");
     }
 }
 
@@ -456,6 +501,90 @@ fn an_address_that_cannot_be_had_is_told_in_one_line_with_a_remedy() {
             assert_eq!(line, *expected);
         }
     }
+
+    let monitor_cases = [
+        (
+            taken.to_string(),
+            format!(
+                "cannot monitor on {taken}: address already in use; another server uses it; choose another port with --monitor"
+            ),
+        ),
+        (
+            "192.0.2.1:1".to_owned(),
+            "cannot monitor on 192.0.2.1:1: cannot assign requested address; choose an address of this machine".to_owned(),
+        ),
+    ];
+    for (addr, expected) in monitor_cases {
+        let args = ["-l", "127.0.0.1:0", "--monitor", &addr];
+        assert_eq!(
+            only_line_of_failure(Program::command().args(args), 1),
+            expected
+        );
+    }
+}
+
+#[test]
+fn an_ipv6_address_that_is_not_whole_is_told_in_one_line_with_a_remedy() {
+    if !has_ipv6() {
+        return;
+    }
+    let cases = [
+        (
+            "[fe80::1]:25000",
+            "add the number of an interface (see ip link), such as [fe80::1%2]:25000",
+        ),
+        ("[::ffff:127.0.0.1]:0", "write it as 127.0.0.1:0"),
+        ("[ff02::1]:0", "choose an address of this machine"),
+    ];
+    for (addr, remedy) in cases {
+        let line = only_line_of_failure(Program::command().args(["-l", addr]), 1);
+        let expected = format!("cannot listen on {addr}: invalid argument; {remedy}");
+        assert_eq!(line, expected);
+    }
+    let args = ["-l", "127.0.0.1:0", "--monitor", "[fe80::1]:25000"];
+    let line = only_line_of_failure(Program::command().args(args), 1);
+    assert!(line.ends_with(cases[0].1), "{line}");
+}
+
+#[test]
+fn a_path_that_cannot_be_had_is_told_in_one_line_with_a_remedy() {
+    let directory = TempDir::new("no-path");
+    let file = directory.path("file");
+    fs::write(&file, "").unwrap();
+    let long = |bytes| {
+        directory
+            .path(&"x".repeat(bytes))
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let most = "x".repeat(107 - long(0).len());
+    let cases = [
+        (
+            file.to_str().unwrap().to_owned(),
+            "choose another path".to_owned(),
+        ),
+        (
+            format!("{}/socket", file.display()),
+            "choose another path".to_owned(),
+        ),
+        (long(0) + "nowhere/socket", "choose another path".to_owned()),
+        (
+            long(0) + &most + "x",
+            "a path has at most 107 bytes, this one 108".to_owned(),
+        ),
+        (
+            long(300),
+            format!("a path has at most 107 bytes, this one {}", long(300).len()),
+        ),
+    ];
+    for (path, remedy) in cases {
+        let line =
+            only_line_of_failure(Program::command().args(["-l", &format!("unix:{path}")]), 1);
+        assert!(line.ends_with(&format!("; {remedy}")), "{line}");
+    }
+    let longest = format!("unix:{}{most}", long(0));
+    Program::start(&["-l", &longest]).stop();
 }
 
 /// What runs a command as a user without rights and without other processes.
@@ -486,17 +615,24 @@ fn a_port_that_needs_rights_is_told_in_one_line_with_a_remedy() {
         line,
         "cannot listen on 127.0.0.1:80: permission denied; choose a port above 1023"
     );
+    let mut command = Command::new(runner[0]);
+    let command = command.args(&runner[1..]).arg(BINARY);
+    let line = only_line_of_failure(command.args(["-l", "127.0.0.1:0", "--monitor", "80"]), 1);
+    assert_eq!(
+        line,
+        "cannot monitor on 127.0.0.1:80: permission denied; choose a port above 1023"
+    );
 }
 
-/// Runs the program under some limit. Returns whether it listens: then it answers a client or tells why it has to wait.
-/// Otherwise it has said in one line why not.
-fn listens_under(runner: &[&str]) -> bool {
+/// Runs the program under some limit. Returns whether it listens: then it answers a client. Otherwise it has said in one
+/// line why not.
+fn listens_under(runner: &[&str], model: &str) -> bool {
     let mut program = Program::spawn(
         Command::new("sh")
             // All in one stream, so that whatever comes next can be waited for.
             .args(["-c", "exec \"$@\" 2>&1", "sh"])
             .args(runner)
-            .args([BINARY, "-l", "127.0.0.1:0"])
+            .args([BINARY, "-m", model, "-l", "127.0.0.1:0"])
             .stdout(Stdio::piped()),
     );
     let line = program.stdout_line();
@@ -507,12 +643,9 @@ fn listens_under(runner: &[&str]) -> bool {
     }
     program.listens_on(&line);
     let client = program.connect();
-    let line = program.stdout_line();
-    if !line.starts_with("cannot accept for now: ") {
-        assert_eq!(ask(&client, "x"), "Got: x", "{line}");
-    }
+    assert_eq!(ask(&client, "x"), "Got: x", "{runner:?} {model}");
     let (stdout, _) = program.stop();
-    assert!(!line.contains("panicked") && !stdout.concat().contains("panicked at"));
+    assert!(!stdout.concat().contains("panicked at"), "{stdout:?}");
     true
 }
 
@@ -520,10 +653,12 @@ fn listens_under(runner: &[&str]) -> bool {
 #[ignore = "needs prlimit"]
 fn with_few_descriptors_the_program_listens_or_says_why_not() {
     // With three of them, the system's loader cannot open the libraries.
-    for limit in 4..=20 {
-        let listens = listens_under(&["prlimit", &format!("--nofile={limit}")]);
-        if limit == 4 || limit == 20 {
-            assert_eq!(listens, limit == 20);
+    for model in ["async", "threaded", "sequential"] {
+        for limit in 4..=24 {
+            let listens = listens_under(&["prlimit", &format!("--nofile={limit}")], model);
+            if limit == 4 || limit == 24 {
+                assert_eq!(listens, limit == 24);
+            }
         }
     }
 }
@@ -533,10 +668,12 @@ fn with_few_descriptors_the_program_listens_or_says_why_not() {
 fn without_the_right_to_start_threads_the_program_says_so() {
     // Whoever is not root may have any number of processes besides this one.
     let limits = if geteuid().is_root() { 0..=6 } else { 0..=0 };
-    for limit in limits {
-        let listens =
-            listens_under(&[&as_nobody()[..], &["prlimit", &format!("--nproc={limit}")]].concat());
-        assert!(limit > 1 || !listens, "{limit}");
+    for model in ["async", "threaded", "sequential"] {
+        for limit in limits.clone() {
+            let limit_threads = ["prlimit", &format!("--nproc={limit}")];
+            let listens = listens_under(&[&as_nobody()[..], &limit_threads].concat(), model);
+            assert!(limit > 1 || !listens, "{limit}");
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::process::resident_bytes;
 use crate::support::{Program, ask, exchange, hang_up, within_deadline};
 
 const MODELS: [&str; 3] = ["async", "threaded", "sequential"];
@@ -111,6 +113,33 @@ fn the_models_read_chunks_of_the_same_size() {
 }
 
 #[test]
+fn a_client_that_sends_line_ends_alone_costs_no_model_much_memory_however_long_the_prefix() {
+    const CLIENTS: usize = 20;
+    // The threads' stacks, and the replies of 64 KiB that their peers do not take.
+    const MOST: usize = 300_000;
+    let prefix = "p".repeat(1024);
+    for model in ["async", "threaded"] {
+        let program = start(model, &["-q", "--framing", "line", "-p", &prefix]);
+        let clients: Vec<_> = (0..CLIENTS).map(|_| program.connect()).collect();
+        for client in &clients {
+            exchange(client, b"\n", format!("{prefix}\n").as_bytes());
+        }
+        let before = resident_bytes(program.pid());
+        for mut client in &clients {
+            client
+                .set_write_timeout(Some(Duration::from_millis(50)))
+                .unwrap();
+            while client.write(&[b'\n'; 10_000]).is_ok() {}
+        }
+        let after = resident_bytes(program.pid());
+        let each = after.saturating_sub(before) / CLIENTS;
+        assert!(each < MOST, "{model}: {each} bytes for each connection");
+        drop(clients);
+        program.stop();
+    }
+}
+
+#[test]
 fn the_models_print_the_same_lines() {
     for model in MODELS {
         for quiet in [false, true] {
@@ -143,7 +172,7 @@ fn a_reset_connection_ends_no_model() {
         let program = start(model, &[]);
         let client = program.connect();
         assert_eq!(ask(&client, "x"), "Got: x");
-        rustix::net::sockopt::set_socket_linger(&client, Some(std::time::Duration::ZERO)).unwrap();
+        rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
         drop(client);
         assert_eq!(ask(&program.connect(), "next"), "Got: next", "{model}");
         program.stop();

@@ -190,7 +190,8 @@ fn a_monitor_that_cannot_listen_is_an_error() {
     command.args(["--listen", "127.0.0.1:0", "--monitor", &addr.to_string()]);
     let (status, _, stderr) = Program::spawn(command.stdout(Stdio::piped())).wait();
     assert_eq!(status.code(), Some(1));
-    assert_eq!(stderr, [message]);
+    let advice = "another server uses it; choose another port with --monitor";
+    assert_eq!(stderr, [format!("{message}; {advice}")]);
 }
 
 #[test]

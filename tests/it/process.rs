@@ -43,6 +43,23 @@ pub(crate) fn context_switches(pid: Pid) -> usize {
     switches.sum()
 }
 
+/// Whether a process ignores a signal.
+pub(crate) fn ignores(pid: Pid, signal: Signal) -> bool {
+    is_among(pid, "SigIgn:", signal)
+}
+
+/// Whether a process handles a signal.
+pub(crate) fn handles(pid: Pid, signal: Signal) -> bool {
+    is_among(pid, "SigCgt:", signal)
+}
+
+fn is_among(pid: Pid, set: &str, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let (_, mask) = status.split_once(set).unwrap();
+    let mask = mask.split_whitespace().next().unwrap();
+    u64::from_str_radix(mask, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+}
+
 /// Stops a process as a job is stopped, and waits until it has.
 pub(crate) fn stop(pid: Pid) {
     kill_process(pid, Signal::STOP).unwrap();

@@ -1,6 +1,9 @@
 //! Signals as futures. They are the process's, so each test has a process of its own.
 
+use std::env;
 use std::io::ErrorKind;
+use std::process::{Command, Stdio};
+use std::thread;
 
 use futures_lite::StreamExt;
 use futures_lite::future::{poll_once, yield_now, zip};
@@ -8,7 +11,7 @@ use rustix::process::{Signal as Kill, getpid, kill_process};
 use tinyloop::signal::{self, Signal, Signals};
 use tinyloop::spawn;
 
-use crate::support::{in_a_process_of_its_own, run};
+use crate::support::{DEADLINE, Program, in_a_process_of_its_own, run, test_alone};
 
 fn raise(signal: Kill) {
     kill_process(getpid(), signal).unwrap();
@@ -39,6 +42,35 @@ fn shutdown_resolves_at_sigint_and_at_sigterm() {
             }
         });
     });
+}
+
+#[test]
+fn a_second_signal_ends_the_process_though_a_task_blocks_the_loop_and_nobody_waits_for_it() {
+    /// Whether the process of its own keeps the future.
+    const KEEPS: &str = "TINYLOOP_TEST_KEEPS";
+    fn test_of<F: FnOnce()>(_: &F) -> Command {
+        test_alone::<F>()
+    }
+    let block = || {
+        tinyloop::run(async {
+            let shutdown = spawn(signal::shutdown().unwrap());
+            look_around().await;
+            let kept = (env::var_os(KEEPS).unwrap() == "yes").then_some(shutdown);
+            println!("blocked");
+            thread::sleep(2 * DEADLINE);
+            drop(kept);
+        });
+    };
+    if env::var_os(KEEPS).is_some() {
+        return block();
+    }
+    for (signal, keeps) in [(Kill::INT, "yes"), (Kill::TERM, "yes"), (Kill::TERM, "no")] {
+        let mut command = test_of(&block);
+        let program = Program::spawn(command.env(KEEPS, keeps).stdout(Stdio::piped()));
+        while !program.stdout_line().ends_with("blocked") {}
+        let status = program.signal_until_end(signal);
+        assert_eq!(status.code(), Some(128 + signal.as_raw()), "{status}");
+    }
 }
 
 #[test]
@@ -82,6 +114,74 @@ fn a_repeated_signal_is_seen_again() {
     });
 }
 
+/// Takes what the stream has, until it has been silent for a while.
+async fn take_all(signals: &mut Signals) -> Vec<Signal> {
+    let mut taken = Vec::new();
+    loop {
+        look_around().await;
+        match poll_once(signals.next()).await {
+            Some(signal) => taken.extend(signal),
+            None => return taken,
+        }
+    }
+}
+
+#[test]
+fn a_signal_is_seen_however_many_of_another_nobody_has_taken() {
+    in_a_process_of_its_own(|| {
+        run(async || {
+            let mut signals = signal::signals([Signal::Hup, Signal::Term]).unwrap();
+            let mut witness = signal::signals([Signal::Hup, Signal::Term]).unwrap();
+            for _ in 0..3 {
+                for _ in 0..300 {
+                    raise(Kill::HUP);
+                    assert_eq!(witness.next().await, Some(Signal::Hup));
+                }
+                raise(Kill::TERM);
+                assert_eq!(witness.next().await, Some(Signal::Term));
+                let mut taken = take_all(&mut signals).await;
+                taken.sort();
+                assert_eq!(taken, [Signal::Hup, Signal::Term], "repetitions fold");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_flood_of_one_signal_hides_no_other() {
+    in_a_process_of_its_own(|| {
+        run(async || {
+            let mut signals = signal::signals([Signal::Hup, Signal::Usr1, Signal::Term]).unwrap();
+            for late in [Kill::USR1, Kill::TERM] {
+                raise(Kill::HUP);
+                assert_eq!(signals.next().await, Some(Signal::Hup));
+                raise(late);
+                // One that was never taken is always there.
+                for turn in 0.. {
+                    assert!(turn < 10, "{late:?} has its turn");
+                    raise(Kill::HUP);
+                    if signals.next().await != Some(Signal::Hup) {
+                        break;
+                    }
+                }
+                take_all(&mut signals).await;
+            }
+        });
+    });
+}
+
+#[test]
+fn a_signal_that_is_given_twice_is_seen_once() {
+    in_a_process_of_its_own(|| {
+        run(async || {
+            let mut signals = signal::signals([Signal::Usr1, Signal::Usr1]).unwrap();
+            raise(Kill::USR1);
+            assert_eq!(signals.next().await, Some(Signal::Usr1));
+            assert!(is_silent(&mut signals).await);
+        });
+    });
+}
+
 #[test]
 fn two_streams_see_each_signal_and_each_sees_its_own_only() {
     in_a_process_of_its_own(|| {
@@ -111,10 +211,11 @@ fn two_streams_see_each_signal_and_each_sees_its_own_only() {
 fn a_signal_does_not_end_the_process_once_its_stream_is_dropped() {
     in_a_process_of_its_own(|| {
         run(async || {
-            drop(signal::shutdown().unwrap());
-            raise(Kill::TERM);
-            raise(Kill::INT);
-            look_around().await;
+            drop(signal::signals([Signal::Int, Signal::Term]).unwrap());
+            for signal in [Kill::TERM, Kill::INT, Kill::TERM, Kill::INT] {
+                raise(signal);
+                look_around().await;
+            }
         });
     });
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// How many crates are linked into a program that uses the library without its own program, the library included.
-const CRATES_MAX: usize = 33;
+const CRATES_MAX: usize = 34;
 
 /// Those crates and their licences, with the crates that their build scripts use, too, if `edges` says so.
 fn crates(edges: &str) -> BTreeSet<(String, String)> {

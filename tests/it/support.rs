@@ -15,8 +15,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use tinyloop::{Connection, EventLoop, Report, Server};
+use rustix::process::{Pid, Signal, getpid, kill_process};
+use tinyloop::{Connection, EventLoop, Report, Server, signal};
+
+use crate::process::ignores;
 
 /// How long anything in a test may take before it counts as hung.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -220,6 +222,7 @@ impl Program {
 
     /// Runs a command that may fail to become the program, or whose stdout is none of ours.
     pub(crate) fn spawn(command: &mut Command) -> Program {
+        ignore_no_signal();
         let mut child = command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -258,6 +261,11 @@ impl Program {
         kill_process(self.pid(), signal).expect("the program runs");
     }
 
+    /// Sends a signal again and again, until the program ends: the kernel folds those that it has not delivered yet.
+    pub(crate) fn signal_until_end(mut self, signal: Signal) -> ExitStatus {
+        self.wait_for_end(|program| program.signal(signal))
+    }
+
     /// The next line on stdout.
     pub(crate) fn stdout_line(&self) -> String {
         self.try_stdout_line().expect("a line on stdout")
@@ -288,7 +296,21 @@ impl Program {
         // The pipes end with the program, and there is a deadline on that.
         let stdout = iter::from_fn(|| next_or_end(&self.stdout)).collect();
         let stderr = iter::from_fn(|| next_or_end(&self.stderr)).collect();
-        (self.child.wait().unwrap(), stdout, stderr)
+        // Not those that the program was given by a shell.
+        let status = self.wait_for_end(|_| ());
+        (status, stdout, stderr)
+    }
+
+    fn wait_for_end(&mut self, meanwhile: impl Fn(&Program)) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < DEADLINE, "does not end");
+            meanwhile(self);
+            thread::yield_now();
+        }
     }
 
     /// Sends SIGTERM and waits for the end, which has to be a good one.
@@ -297,6 +319,20 @@ impl Program {
         let (status, stdout, stderr) = self.wait();
         assert_eq!(status.code(), Some(0), "{stderr:?}");
         (stdout, stderr)
+    }
+}
+
+/// Handles SIGHUP and SIGINT where this process was started to ignore them, as under nohup: what it starts would ignore
+/// them, too, and gets the default instead.
+fn ignore_no_signal() {
+    let own = [
+        (Signal::HUP, signal::Signal::Hup),
+        (Signal::INT, signal::Signal::Int),
+    ];
+    for (signal, to_handle) in own {
+        if ignores(getpid(), signal) {
+            drop(signal::signals([to_handle]).unwrap());
+        }
     }
 }
 

@@ -31,7 +31,7 @@ fn accept_with_failures(errno: &str) -> (bool, Duration) {
     let mut command = Command::new("strace");
     command.args(["-D", "-f", "-qq", "-ttt", "-e", "trace=accept4", "-e"]);
     command.arg(&inject).arg("-o").arg(&log);
-    command.args([BINARY, "-q", "-l", "127.0.0.1:0"]);
+    command.args([BINARY, "-l", "127.0.0.1:0"]);
     let program = Program::start_command(&mut command);
     let connections = [(); 5].map(|()| program.connect());
     for connection in connections {
@@ -73,7 +73,7 @@ fn an_error_of_connections_that_never_ends_costs_next_to_no_processor_time() {
     let mut command = Command::new("strace");
     command.args(["-D", "-f", "-qq", "-e", "trace=accept4", "-o", "/dev/null"]);
     command.args(["-e", "inject=accept4:error=EPERM"]);
-    let program = Program::start_command(command.args([BINARY, "-q", "-l", "127.0.0.1:0"]));
+    let program = Program::start_command(command.args([BINARY, "-l", "127.0.0.1:0"]));
     let waits = program.connect();
     let line = program.stderr_line();
     assert!(line.starts_with(PAUSED), "{line}");
