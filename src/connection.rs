@@ -3,6 +3,7 @@
 //! What makes servers fair and robust lives here, below every handler: a connection that is always ready lets the
 //! others run after a bounded burst, and one whose peer has gone silent or stopped reading ends with an error.
 
+mod activity;
 mod direction;
 mod link;
 #[cfg(feature = "testing")]

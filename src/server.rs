@@ -9,6 +9,7 @@ mod event;
 mod farewell;
 mod incoming;
 mod listener;
+mod trouble;
 
 use std::fmt;
 use std::future::{Future, poll_fn};

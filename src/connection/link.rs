@@ -2,19 +2,18 @@
 
 use std::cell::Cell;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_lite::ready;
 
 use crate::address::{Address, CompactAddress};
 use crate::report::Traffic;
-use crate::time::{self, Sleep};
 
+use super::activity::Activity;
 use super::direction::{Direction, Next, Waiters};
 use super::stream::Stream;
 use super::terms::{Closing, Terms, WaitingKey};
@@ -26,20 +25,13 @@ const READ_BURST: u32 = 64 * 1024;
 /// The same for writes. More than a reader's, so that a handler which answers what it reads yields when it reads.
 const WRITE_BURST: u32 = 2 * READ_BURST;
 
-/// A connection whose handler waits for something else may be idle a little longer, at most a tenth of the timeout: the
-/// loop looks at the sockets once more, and what the handler waits for may be there.
-const LAST_CHANCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
-
 pub(crate) struct Link {
     stream: Stream,
     id: u64,
     peer_addr: CompactAddress,
-    /// When it was opened, and when bytes last went in or out, in nanoseconds on the clock of its terms.
+    /// When it was opened, in nanoseconds on the clock of its terms.
     opened: u64,
-    last_activity: Cell<u64>,
-    /// Bytes went in or out since `last_activity` was noted. The clock is read when a read is about to wait, and not for
-    /// each message.
-    active: Cell<bool>,
+    activity: Activity,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
     reading: Direction,
@@ -77,15 +69,6 @@ pub(crate) enum State {
 /// What few connections need, and so is no part of every one.
 #[derive(Default)]
 struct Rare {
-    /// Fires when nothing went in or out for long, for a read that waits.
-    silence: Option<Sleep>,
-    /// The same, for the server.
-    watch: Option<Sleep>,
-    /// The activity after which the server found the connection idle once.
-    found_idle: Option<u64>,
-    stall: Option<Sleep>,
-    /// Since when a write has waited for the peer to read.
-    stalled_since: Option<Instant>,
     /// The server, which waits for the handler's side to let go.
     owner: Option<Waker>,
     readers: Option<Arc<Waiters>>,
@@ -108,8 +91,7 @@ impl Link {
             id: LAST_ID.fetch_add(1, Ordering::Relaxed) + 1,
             peer_addr: CompactAddress::from(peer_addr),
             opened: now,
-            last_activity: Cell::new(now),
-            active: Cell::new(false),
+            activity: Activity::new(now),
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
             reading: Direction::new(),
@@ -191,7 +173,7 @@ impl Link {
                     return Poll::Ready(Ok(0));
                 }
                 Ok(n) => {
-                    self.active.set(true);
+                    self.activity.happened();
                     if self.state.get() == State::Idle {
                         self.state.set(State::Open);
                     }
@@ -236,7 +218,7 @@ impl Link {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                     Poll::Pending => {
-                        ready!(self.poll_stall(cx));
+                        ready!(self.activity.poll_stall(&self.terms, cx));
                         // Linux tells of room when a third of the buffer is free. A slow reader may have made less.
                         last_try = true;
                     }
@@ -246,12 +228,12 @@ impl Link {
             match self.stream.write(bytes) {
                 Ok(n) => {
                     self.bytes_out.set(self.bytes_out.get() + n as u64);
-                    self.active.set(true);
+                    self.activity.happened();
                     if self.reading.waits() {
                         // The read's timer counts from here, and the read does not run now.
-                        self.note_activity();
+                        self.activity.note(&self.terms);
                     }
-                    self.end_stall();
+                    self.activity.end_stall();
                     if self.writing.spend(n, WRITE_BURST) {
                         self.writing.yield_next(Next::GoLast);
                     }
@@ -339,16 +321,10 @@ impl Link {
             Over::Idle => {
                 self.state.set(State::Idle);
                 // Who goes on all the same has the whole time again.
-                self.active.set(true);
+                self.activity.happened();
                 let error = "the connection was idle for too long";
                 Err(io::Error::new(io::ErrorKind::TimedOut, error))
             }
-        }
-    }
-
-    fn note_activity(&self) {
-        if self.active.take() {
-            self.last_activity.set(self.terms.nanos_now());
         }
     }
 
@@ -373,105 +349,26 @@ impl Link {
         }
     }
 
-    /// Ready when nothing went in or out for `limit`, and no write waits for the peer.
-    ///
-    /// The timer is not set anew for every message: when it fires, it looks at the last activity and waits for the rest.
     fn poll_silence(&self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
-        self.with_rare(|rare| {
-            loop {
-                let Some(deadline) = self.silence_deadline(limit) else {
-                    return Poll::Pending;
-                };
-                let sleep = rare
-                    .silence
-                    .get_or_insert_with(|| time::sleep_until(deadline));
-                if sleep.deadline() > deadline {
-                    sleep.reset(deadline);
-                }
-                ready!(Pin::new(sleep).poll(cx));
-                rare.silence = None;
-                if self.is_silent(limit) {
-                    return Poll::Ready(());
-                }
-            }
-        })
+        self.activity
+            .poll_silence(&self.terms, limit, || self.is_blocked(), cx)
+    }
+
+    /// Whether a write waits for the peer.
+    fn is_blocked(&self) -> bool {
+        self.writing.waits() && !self.stream.is_writable()
     }
 
     /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
     /// will not hear of the timeout. For the server, which ends the handler then.
     pub(crate) fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limit) = self.terms.idle_timeout else {
-            return Poll::Pending;
-        };
-        self.note_activity();
-        self.with_rare(|rare| {
-            loop {
-                let Some(deadline) = self.silence_deadline(limit) else {
-                    return Poll::Pending;
-                };
-                let watch = rare
-                    .watch
-                    .get_or_insert_with(|| time::sleep_until(deadline));
-                ready!(Pin::new(watch).poll(cx));
-                rare.watch = None;
-                if self.is_silent(limit) {
-                    let last_activity = Some(self.last_activity.get());
-                    if rare.found_idle == last_activity {
-                        return Poll::Ready(());
-                    }
-                    rare.found_idle = last_activity;
-                    let (least, most) = LAST_CHANCE;
-                    let chance = (limit / 20).clamp(least, most);
-                    rare.watch = Some(time::sleep(chance));
-                }
+        match self.terms.idle_timeout {
+            Some(limit) => {
+                self.activity
+                    .poll_abandoned(&self.terms, limit, || self.is_blocked(), cx)
             }
-        })
-    }
-
-    /// Until when there may be silence. None for ever.
-    fn silence_deadline(&self, limit: Duration) -> Option<Instant> {
-        self.note_activity();
-        let last_activity = self.terms.instant(self.last_activity.get());
-        last_activity.checked_add(limit)
-    }
-
-    fn is_silent(&self, limit: Duration) -> bool {
-        // Who waits for its peer to read is in the middle of a transfer: how long is the stall timeout's to say.
-        if self.writing.waits() && !self.stream.is_writable() {
-            self.active.set(true);
+            None => Poll::Pending,
         }
-        self.note_activity();
-        self.terms.since(self.last_activity.get()) >= limit
-    }
-
-    /// Ready when a write has waited for the stall timeout.
-    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timeout) = self.terms.stall_timeout else {
-            return Poll::Pending;
-        };
-        self.with_rare(|rare| {
-            let since = *rare.stalled_since.get_or_insert_with(time::now);
-            let Some(deadline) = since.checked_add(timeout) else {
-                return Poll::Pending;
-            };
-            let stall = rare
-                .stall
-                .get_or_insert_with(|| time::sleep_until(deadline));
-            ready!(Pin::new(stall).poll(cx));
-            rare.stall = None;
-            rare.stalled_since = None;
-            Poll::Ready(())
-        })
-    }
-
-    fn end_stall(&self) {
-        let mut rare = self.rare.take();
-        if let Some(rare) = &mut rare
-            && rare.stalled_since.take().is_some()
-        {
-            rare.stall = None;
-        }
-        self.rare.set(rare);
     }
 
     fn with_rare<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> T {

@@ -12,6 +12,7 @@ use std::{
     task::Waker,
 };
 
+use rustix::io::Errno;
 use rustix::net::{self, SocketFlags, sockopt};
 use smol::Async;
 
@@ -196,6 +197,44 @@ impl AsyncSocket {
     }
 }
 
+/// What an error of `accept` is about, and so what to do.
+#[derive(Debug, PartialEq)]
+pub(super) enum AcceptError {
+    /// One connection, which failed before we had it: go on with the next.
+    Connection,
+    /// The process or the system, which has no descriptors or memory left: wait.
+    Resources,
+    /// The listener: it is over.
+    Listener,
+}
+
+impl AcceptError {
+    pub(super) fn of(error: &io::Error) -> AcceptError {
+        match Errno::from_io_error(error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                AcceptError::Resources
+            }
+            // PERM is a firewall's no. From NETDOWN on: Linux passes a pending error of the new socket's network on.
+            // OPNOTSUPP could be one of these, too, but for ever comes from a socket that is not for accepting.
+            Some(
+                Errno::CONNABORTED
+                | Errno::PROTO
+                | Errno::PERM
+                | Errno::INTR
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::NONET
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NOPROTOOPT
+                | Errno::CONNRESET
+                | Errno::TIMEDOUT,
+            ) => AcceptError::Connection,
+            _ => AcceptError::Listener,
+        }
+    }
+}
+
 /// A listener in memory: the connections that wait to be accepted.
 #[cfg(feature = "testing")]
 #[derive(Default)]
@@ -242,5 +281,41 @@ impl Drop for QueueEnd {
     fn drop(&mut self) {
         self.0.closed.set(true);
         self.0.waiting.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_accept_has_its_case() {
+        let case = |errno: Errno| AcceptError::of(&errno.into());
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert_eq!(case(errno), AcceptError::Resources, "{errno:?}");
+        }
+        for errno in [
+            Errno::CONNABORTED,
+            Errno::PROTO,
+            Errno::PERM,
+            Errno::INTR,
+            Errno::NETDOWN,
+            Errno::HOSTUNREACH,
+        ] {
+            assert_eq!(case(errno), AcceptError::Connection, "{errno:?}");
+        }
+        for errno in [
+            Errno::BADF,
+            Errno::INVAL,
+            Errno::NOTSOCK,
+            Errno::OPNOTSUPP,
+            Errno::FAULT,
+        ] {
+            assert_eq!(case(errno), AcceptError::Listener, "{errno:?}");
+        }
+        assert_eq!(
+            AcceptError::of(&io::Error::other("no number")),
+            AcceptError::Listener
+        );
     }
 }

@@ -7,21 +7,21 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_lite::{FutureExt, Stream};
-use rustix::io::Errno;
 use smol::Task;
 
 use crate::connection::{Connection, Terms};
 use crate::event_loop::spawn_named;
 use crate::executor;
 use crate::io_error;
-use crate::time::{self, Sleep, sleep};
+use crate::time::{Sleep, sleep};
 
-use super::accept::{Accepted, Listeners};
+use super::accept::{AcceptError, Accepted, Listeners};
 use super::event::{Event, Record, WhenFull};
 use super::farewell::Lingering;
+use super::trouble::Trouble;
 
 /// How many connections are accepted, or errors met, before the others on the loop have their turn.
 const ACCEPT_BURST: u32 = 16;
@@ -32,9 +32,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After how many errors in a row, each of them of a single connection as it seems, the server pauses all the same: so
 /// many connections do not fail at once, but a filter of system calls fails for ever.
 const ERRORS_MAX: u32 = 100;
-
-/// How long there must be no trouble before it counts as over.
-const CALM: Duration = Duration::from_secs(1);
 
 /// How many connections that wait in the kernel's queue are taken when the server shuts down.
 const LATE_MAX: usize = 4096;
@@ -74,15 +71,6 @@ pub(super) struct Limits {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) stall_timeout: Option<Duration>,
     pub(super) shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
-}
-
-/// A state that may come and go many times a second. It is told when it begins, and when it was gone for a while.
-struct Trouble {
-    since: Instant,
-    /// How often it came, or what came of it.
-    count: u64,
-    /// Since when it is gone, and until when it has to stay gone.
-    calm: Option<(Instant, Sleep)>,
 }
 
 /// When to try again after a shortage.
@@ -406,114 +394,10 @@ async fn let_others_end() {
     }
 }
 
-impl Trouble {
-    fn begin() -> Trouble {
-        Trouble {
-            since: time::now(),
-            count: 0,
-            calm: None,
-        }
-    }
-
-    fn is_back(&mut self) {
-        self.calm = None;
-    }
-
-    fn is_gone(&mut self) {
-        self.calm.get_or_insert_with(|| (time::now(), sleep(CALM)));
-    }
-
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.calm {
-            Some((_, until)) => Pin::new(until).poll(cx),
-            None => Poll::Pending,
-        }
-    }
-
-    fn lasted(&self) -> Duration {
-        let end = self.calm.as_ref().map_or_else(time::now, |(gone, _)| *gone);
-        end.saturating_duration_since(self.since)
-    }
-}
-
 impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Incoming")
             .field("open", &self.terms.open())
             .finish_non_exhaustive()
-    }
-}
-
-/// What an error of `accept` is about, and so what to do.
-#[derive(Debug, PartialEq)]
-enum AcceptError {
-    /// One connection, which failed before we had it: go on with the next.
-    Connection,
-    /// The process or the system, which has no descriptors or memory left: wait.
-    Resources,
-    /// The listener: it is over.
-    Listener,
-}
-
-impl AcceptError {
-    fn of(error: &io::Error) -> AcceptError {
-        match Errno::from_io_error(error) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                AcceptError::Resources
-            }
-            // PERM is a firewall's no. From NETDOWN on: Linux passes a pending error of the new socket's network on.
-            // OPNOTSUPP could be one of these, too, but for ever comes from a socket that is not for accepting.
-            Some(
-                Errno::CONNABORTED
-                | Errno::PROTO
-                | Errno::PERM
-                | Errno::INTR
-                | Errno::NETDOWN
-                | Errno::NETUNREACH
-                | Errno::NONET
-                | Errno::HOSTDOWN
-                | Errno::HOSTUNREACH
-                | Errno::NOPROTOOPT
-                | Errno::CONNRESET
-                | Errno::TIMEDOUT,
-            ) => AcceptError::Connection,
-            _ => AcceptError::Listener,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_error_of_accept_has_its_case() {
-        let case = |errno: Errno| AcceptError::of(&errno.into());
-        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
-            assert_eq!(case(errno), AcceptError::Resources, "{errno:?}");
-        }
-        for errno in [
-            Errno::CONNABORTED,
-            Errno::PROTO,
-            Errno::PERM,
-            Errno::INTR,
-            Errno::NETDOWN,
-            Errno::HOSTUNREACH,
-        ] {
-            assert_eq!(case(errno), AcceptError::Connection, "{errno:?}");
-        }
-        for errno in [
-            Errno::BADF,
-            Errno::INVAL,
-            Errno::NOTSOCK,
-            Errno::OPNOTSUPP,
-            Errno::FAULT,
-        ] {
-            assert_eq!(case(errno), AcceptError::Listener, "{errno:?}");
-        }
-        assert_eq!(
-            AcceptError::of(&io::Error::other("no number")),
-            AcceptError::Listener
-        );
     }
 }

@@ -84,7 +84,7 @@ fn the_library_neither_prints_nor_ends_the_process_nor_reads_arguments() {
 }
 
 /// The files of the library from the ground up: a file uses what stands above it here, and nothing below.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 31] = [
     "io_error.rs",
     "address.rs",
     "report.rs",
@@ -99,6 +99,7 @@ const ORDER: [&str; 29] = [
     "connection/stream.rs",
     "connection/terms.rs",
     "connection/direction.rs",
+    "connection/activity.rs",
     "connection/link.rs",
     "connection.rs",
     "echo.rs",
@@ -106,6 +107,7 @@ const ORDER: [&str; 29] = [
     "server/accept.rs",
     "server/event.rs",
     "server/farewell.rs",
+    "server/trouble.rs",
     "server/incoming.rs",
     "server/connections.rs",
     "server.rs",
