@@ -283,4 +283,11 @@ impl Metric {
             Self::Waited | Self::CallsPerMessage => "",
         }
     }
+
+    pub fn more_is_better(self) -> bool {
+        matches!(
+            self,
+            Self::MessagesPerSecond | Self::ConnectionsPerSecond | Self::BytesPerSecond
+        )
+    }
 }

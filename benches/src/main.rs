@@ -84,8 +84,9 @@ fn compare(options: &Options) -> Result<ExitCode> {
         descriptors,
     };
     let results = rounds::run(&cases, &fleet, &extent, cpus)?;
-    print_tables(&fleet, &results, facts.as_ref());
-    write_files(options, &results, facts.as_ref())?;
+    let text = report::text(&fleet, &results, facts.as_ref());
+    println!("{text}");
+    write_files(options, &text, &results, facts.as_ref())?;
     Ok(if results.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -93,25 +94,17 @@ fn compare(options: &Options) -> Result<ExitCode> {
     })
 }
 
-fn print_tables(fleet: &Fleet, results: &Results, facts: Option<&Facts>) {
-    println!("{}", report::tables::figures(results));
-    if fleet.has(Server::Tinyloop) {
-        println!("{}", report::goals::table(results, facts));
-    }
-    if !fleet.versions.is_empty() {
-        println!("- with {}", fleet.versions.join(", "));
-    }
-    for note in &fleet.notes {
-        println!("- {note}");
-    }
-    for failure in &results.failures {
-        println!("- failed: {failure}");
-    }
-}
-
-fn write_files(options: &Options, results: &Results, facts: Option<&Facts>) -> Result<()> {
+fn write_files(
+    options: &Options,
+    text: &str,
+    results: &Results,
+    facts: Option<&Facts>,
+) -> Result<()> {
     let folder = options.folder();
     fs::create_dir_all(&folder)?;
+    let tables = folder.join("tables.md");
+    fs::write(&tables, text)?;
+    eprintln!("wrote {}", tables.display());
     let csv = folder.join("results.csv");
     fs::write(&csv, report::csv::figures(results, facts))?;
     eprintln!("wrote {}", csv.display());

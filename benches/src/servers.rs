@@ -64,7 +64,7 @@ impl Server {
         }
     }
 
-    fn is_tinyloop(self) -> bool {
+    pub fn is_tinyloop(self) -> bool {
         matches!(self, Self::Tinyloop | Self::Threaded | Self::Sequential)
     }
 }
