@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Where to look: [`cases`] says what is measured, [`servers`] and [`peers`] on which servers,
-//! [`rounds`], [`session`] and [`load`] how, and [`report`] what is printed in the end, goals included.
+//! [`rounds`], [`session`], [`once`] and [`load`] how, and [`report`] what is printed in the end, goals included.
 
 mod cases;
 mod children;
@@ -21,6 +21,7 @@ mod facts;
 mod load;
 mod lock;
 mod meter;
+mod once;
 mod options;
 mod peers;
 mod process;
