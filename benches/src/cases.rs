@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::load::burst;
 use crate::servers::Server;
+use crate::system_calls::Group;
 
 /// One thing that is measured on each server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -165,7 +166,7 @@ impl fmt::Display for Case {
             }
             Self::Burst => write!(formatter, "burst of {} connects", burst::CONNECTS),
             Self::Memory => write!(formatter, "{IDLE_CONNECTIONS} idle connections"),
-            Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, traced"),
+            Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, saturated"),
             Self::Start => write!(formatter, "start to first echo"),
             Self::Idle => write!(formatter, "no connections"),
         }
@@ -240,6 +241,7 @@ pub enum Metric {
     Slowest,
     BytesPerConnection,
     CallsPerMessage,
+    Calls(Group),
     FirstEcho,
     WakeUps,
     CpuWhileIdle,
@@ -261,6 +263,7 @@ impl Metric {
             Self::Slowest => "slowest",
             Self::BytesPerConnection => "memory per connection",
             Self::CallsPerMessage => "system calls per message",
+            Self::Calls(group) => group.figure_name(),
             Self::FirstEcho => "first echo",
             Self::WakeUps => "wake-ups per second",
             Self::CpuWhileIdle => "CPU per second",
@@ -280,7 +283,7 @@ impl Metric {
             Self::Busy => "%",
             Self::Slowest | Self::FirstEcho => "ms",
             Self::BytesPerConnection => "B",
-            Self::Waited | Self::CallsPerMessage => "",
+            Self::Waited | Self::CallsPerMessage | Self::Calls(_) => "",
         }
     }
 

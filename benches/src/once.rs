@@ -7,13 +7,14 @@ use anyhow::{Result, anyhow, ensure};
 
 use crate::cases::{Case, IDLE_CONNECTIONS, Metric, SATURATING};
 use crate::load::burst::burst;
+use crate::load::priority::outrank_all_others;
 use crate::load::prober::probe_beside;
 use crate::load::round_trips::RoundTrips;
 use crate::load::{SMALL, echo_once};
 use crate::meter::{Figures, Meter, percentiles};
 use crate::process::{Process, Program};
 use crate::session::Bench;
-use crate::system_calls::Tracer;
+use crate::system_calls::{Counter, Counts, Group};
 
 /// How long a server gets to come to rest.
 const REST: Duration = Duration::from_millis(300);
@@ -71,19 +72,47 @@ fn memory(bench: &Bench, server: &Process) -> Result<Figures> {
     Ok(vec![(Metric::BytesPerConnection, each)])
 }
 
-/// A traced server is so slow that it always has all connections to serve.
+/// How many calls a message costs, of each group and of all.
 fn system_calls(bench: &Bench, server: &Process) -> Result<Figures> {
-    let mut load = RoundTrips::open(server.address, SATURATING, SMALL, &bench.pattern)?;
-    thread::sleep(REST);
-    let tracer = Tracer::attach(server)?;
-    // All that is sent under the tracer is answered under it too.
-    let answered = load.run_for(bench.turn * 8)?.len();
-    let messages = answered + load.pause()?;
-    let calls = tracer.detach()?;
-    Ok(vec![(
-        Metric::CallsPerMessage,
-        calls as f64 / messages as f64,
-    )])
+    let (messages, counts) = saturate(bench, server)?;
+    let each = |calls: u64| calls as f64 / messages as f64;
+    // The load generator has counted the messages, and each has cost a receive and a send at least.
+    for (groups, calls) in [
+        ([Group::Receive, Group::Read], "receives"),
+        ([Group::Send, Group::Write], "sends"),
+    ] {
+        let counted: u64 = groups.map(|group| counts.of(group)).iter().sum();
+        ensure!(each(counted) >= 1.0, "perf missed some of the {calls}");
+    }
+    let mut figures = vec![(Metric::CallsPerMessage, each(counts.all))];
+    figures.extend(Group::ALL.map(|group| (Metric::Calls(group), each(counts.of(group)))));
+    Ok(figures)
+}
+
+/// Keeps round trips going for a while, and returns how many there were, and the server's calls.
+///
+/// The server is saturated only if the load generator always runs. Whenever the load generator waits for its CPU, the
+/// server finds no messages, and each connection costs it a receive in vain and an `epoll_ctl`: with other processes
+/// on the machine tinyloop then seems to make up to 2.9 calls a message.
+fn saturate(bench: &Bench, server: &Process) -> Result<(usize, Counts)> {
+    let (pattern, duration) = (&bench.pattern, bench.turn * 8);
+    let (messages, counter) = thread::scope(|scope| {
+        let saturating = scope.spawn(|| {
+            let mut load = RoundTrips::open(server.address, SATURATING, SMALL, pattern)?;
+            thread::sleep(REST);
+            let counter = Counter::attach(server)?;
+            outrank_all_others();
+            // All that is sent while perf counts is answered while it counts, too.
+            let answered = load.run_for(duration)?.len();
+            let messages = answered + load.pause()?;
+            thread::sleep(REST);
+            Ok((messages, counter))
+        });
+        saturating
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("the load generator panicked")))
+    })?;
+    Ok((messages, counter.detach()?))
 }
 
 /// Connections have come and gone before, which a server may still have in mind.

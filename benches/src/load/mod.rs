@@ -3,6 +3,7 @@
 
 pub mod burst;
 pub mod connects;
+pub mod priority;
 pub mod prober;
 pub mod round_trips;
 pub mod streams;

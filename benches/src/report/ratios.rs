@@ -23,8 +23,8 @@ pub fn table(results: &Results) -> String {
     text.push_str(&"---:|".repeat(others.len()));
     text.push('\n');
     for &(case, metric) in &results.cases {
-        // Only explains other figures.
-        if metric == Metric::Busy {
+        // Only explain other figures.
+        if matches!(metric, Metric::Busy | Metric::Calls(_)) {
             continue;
         }
         let _ = write!(text, "| {case}: {} |", metric.name());
