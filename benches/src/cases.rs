@@ -20,6 +20,8 @@ pub enum Case {
     Probe { flooders: usize },
     /// Many connects at once to a stopped server.
     Burst,
+    /// Small round trips by a client on tinyloop, in the main future and in a task.
+    Client,
     /// Memory for each of many connections.
     Memory,
     /// System calls for each small message, with a server that is slower than its clients.
@@ -66,6 +68,7 @@ impl Case {
             Self::Streams { connections: 8 },
             Self::Probe { flooders: 1 },
             Self::Probe { flooders: 8 },
+            Self::Client,
             Self::Memory,
             Self::Start,
             Self::Idle,
@@ -96,6 +99,7 @@ impl Case {
             Self::Streams { .. } => Family::Streaming,
             Self::Probe { .. } => Family::Prober,
             Self::Burst => Family::Burst,
+            Self::Client => Family::Client,
             Self::Memory => Family::Memory,
             Self::SystemCalls => Family::SystemCalls,
             Self::Start => Family::Start,
@@ -105,12 +109,15 @@ impl Case {
 
     /// Whether the server can do this at all: a sequential one serves a connection at a time.
     pub fn suits(self, server: Server) -> bool {
+        if self == Self::Client {
+            return server == Server::Tinyloop;
+        }
         let one_at_a_time = match self {
             Self::RoundTrips { connections, .. } | Self::Streams { connections } => {
                 connections == 1
             }
             Self::Connects | Self::Burst | Self::Start | Self::Idle => true,
-            Self::Probe { .. } | Self::Memory | Self::SystemCalls => false,
+            _ => false,
         };
         one_at_a_time || server != Server::Sequential
     }
@@ -119,7 +126,7 @@ impl Case {
     pub fn turns(self) -> usize {
         match self {
             Self::RoundTrips { .. } | Self::Connects | Self::Streams { .. } => 6,
-            Self::Probe { .. } => 3,
+            Self::Probe { .. } | Self::Client => 3,
             Self::Start => 5,
             Self::Burst | Self::Memory | Self::SystemCalls | Self::Idle => 1,
         }
@@ -133,12 +140,7 @@ impl Case {
                 Some(connections)
             }
             Self::Connects => Some(0),
-            Self::Probe { .. }
-            | Self::Burst
-            | Self::Memory
-            | Self::SystemCalls
-            | Self::Start
-            | Self::Idle => None,
+            _ => None,
         }
     }
 }
@@ -165,6 +167,7 @@ impl fmt::Display for Case {
                 write!(formatter, "64 B beside {}", plural(*flooders, "flooder"))
             }
             Self::Burst => write!(formatter, "burst of {} connects", burst::CONNECTS),
+            Self::Client => write!(formatter, "64 B client on tinyloop"),
             Self::Memory => write!(formatter, "{IDLE_CONNECTIONS} idle connections"),
             Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, saturated"),
             Self::Start => write!(formatter, "start to first echo"),
@@ -186,6 +189,7 @@ pub enum Family {
     Streaming,
     Prober,
     Burst,
+    Client,
     Memory,
     SystemCalls,
     Start,
@@ -195,12 +199,13 @@ pub enum Family {
 }
 
 impl Family {
-    const NAMED: [(&str, Self); 10] = [
+    const NAMED: [(&str, Self); 11] = [
         ("roundtrip", Self::RoundTrip),
         ("connect", Self::Connect),
         ("streaming", Self::Streaming),
         ("prober", Self::Prober),
         ("burst", Self::Burst),
+        ("client", Self::Client),
         ("memory", Self::Memory),
         ("syscalls", Self::SystemCalls),
         ("start", Self::Start),
@@ -239,6 +244,9 @@ pub enum Metric {
     Busy,
     Waited,
     Slowest,
+    RoundTripInMain,
+    RoundTripInTask,
+    MainToTask,
     BytesPerConnection,
     CallsPerMessage,
     Calls(Group),
@@ -262,6 +270,9 @@ impl Metric {
             Self::Waited => "waited 1 s",
             Self::Slowest => "slowest",
             Self::BytesPerConnection => "memory per connection",
+            Self::RoundTripInMain => "round trip in main",
+            Self::RoundTripInTask => "round trip in a task",
+            Self::MainToTask => "main over task",
             Self::CallsPerMessage => "system calls per message",
             Self::Calls(group) => group.figure_name(),
             Self::FirstEcho => "first echo",
@@ -277,13 +288,15 @@ impl Metric {
             | Self::Percentile99
             | Self::CpuPerMessage
             | Self::CpuPerConnection
-            | Self::CpuPerMegabyte => "µs",
+            | Self::CpuPerMegabyte
+            | Self::RoundTripInMain
+            | Self::RoundTripInTask => "µs",
             Self::CpuWhileIdle => "µs/s",
             Self::BytesPerSecond => "MB/s",
             Self::Busy => "%",
             Self::Slowest | Self::FirstEcho => "ms",
             Self::BytesPerConnection => "B",
-            Self::Waited | Self::CallsPerMessage | Self::Calls(_) => "",
+            Self::Waited | Self::MainToTask | Self::CallsPerMessage | Self::Calls(_) => "",
         }
     }
 

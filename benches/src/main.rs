@@ -49,12 +49,14 @@ use crate::servers::{Fleet, Server};
 
 fn main() -> Result<ExitCode> {
     let mut arguments = env::args().skip(1);
-    if arguments.next().as_deref() == Some("serve") {
-        // One of the peers: this binary, started again by itself.
-        peers::serve(&arguments.next().unwrap_or_default())?;
-        return Ok(ExitCode::SUCCESS);
+    let (first, mut next) = (arguments.next(), || arguments.next().unwrap_or_default());
+    // The first two are this binary, started again by itself.
+    match first.as_deref() {
+        Some("serve") => peers::serve(&next())?,
+        Some("client") => load::client::talk(&next(), &next())?,
+        _ => return compare(&argh::from_env()),
     }
-    compare(&argh::from_env())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the cases on the servers, and reports. Not a success where a measurement failed.

@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use crate::cases::{Case, IDLE_CONNECTIONS, Metric, SATURATING};
 use crate::load::burst::burst;
+use crate::load::client::{self, Place};
 use crate::load::priority::outrank_all_others;
 use crate::load::prober::probe_beside;
 use crate::load::round_trips::RoundTrips;
@@ -24,6 +25,7 @@ pub fn measure(bench: &Bench, case: Case, program: &Program) -> Result<Figures> 
     let launched = Instant::now();
     let server = Process::start(program, bench.cpus)?;
     match case {
+        Case::Client => client(&server),
         Case::Probe { flooders } => probe(bench, &server, flooders),
         Case::Burst => connect_at_once(bench, &server),
         Case::Memory => memory(bench, &server),
@@ -36,6 +38,16 @@ pub fn measure(bench: &Bench, case: Case, program: &Program) -> Result<Figures> 
         }
         _ => Err(anyhow!("this case's load lasts over several turns")),
     }
+}
+
+fn client(server: &Process) -> Result<Figures> {
+    let in_main = client::time(Place::Main, server.address)?;
+    let in_task = client::time(Place::Task, server.address)?;
+    Ok(vec![
+        (Metric::RoundTripInMain, in_main),
+        (Metric::RoundTripInTask, in_task),
+        (Metric::MainToTask, in_main / in_task),
+    ])
 }
 
 fn probe(bench: &Bench, server: &Process, flooders: usize) -> Result<Figures> {

@@ -2,6 +2,7 @@
 //! fastest server. It checks every byte of every reply.
 
 pub mod burst;
+pub mod client;
 pub mod connects;
 pub mod priority;
 pub mod prober;

@@ -30,6 +30,7 @@ enum Compared {
 enum Bound {
     AtLeast(f64),
     AtMost(f64),
+    Within(f64, f64),
 }
 
 impl Bound {
@@ -37,6 +38,7 @@ impl Bound {
         match self {
             Self::AtLeast(bound) => figure >= bound,
             Self::AtMost(bound) => figure <= bound,
+            Self::Within(least, most) => (least..=most).contains(&figure),
         }
     }
 
@@ -44,12 +46,13 @@ impl Bound {
         match self {
             Self::AtLeast(bound) => format!("≥ {bound}"),
             Self::AtMost(bound) => format!("≤ {bound}"),
+            Self::Within(least, most) => format!("{least} to {most}"),
         }
     }
 }
 
 fn goals() -> Vec<Goal> {
-    use Bound::{AtLeast, AtMost};
+    use Bound::{AtLeast, AtMost, Within};
     use Compared::{Alone, AtWorst, With};
     use Server::{Asyncio, Epoll, Go, Tokio, Uvloop};
 
@@ -96,6 +99,7 @@ fn goals() -> Vec<Goal> {
         add(case, Metric::Percentile99, With(Tokio), AtMost(most));
     }
 
+    add(Case::Client, Metric::MainToTask, Alone, Within(0.9, 1.1));
     add(
         Case::Memory,
         Metric::BytesPerConnection,
