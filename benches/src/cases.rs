@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::load::burst;
+use crate::peers::{TINYLOOP_WITH_BUFFERS, TOKIO_WITHOUT_BUFFERS};
 use crate::servers::Server;
 use crate::system_calls::Group;
 
@@ -22,8 +23,8 @@ pub enum Case {
     Burst,
     /// Small round trips by a client on tinyloop, in the main future and in a task.
     Client,
-    /// Memory for each of many connections.
-    Memory,
+    /// Memory for each of many connections, where each holds a buffer of its own, or none does.
+    Memory { own_buffers: bool },
     /// System calls for each small message, with a server that is slower than its clients.
     SystemCalls,
     /// From the start of the process to the first reply.
@@ -69,7 +70,8 @@ impl Case {
             Self::Probe { flooders: 1 },
             Self::Probe { flooders: 8 },
             Self::Client,
-            Self::Memory,
+            Self::Memory { own_buffers: true },
+            Self::Memory { own_buffers: false },
             Self::Start,
             Self::Idle,
         ]);
@@ -86,7 +88,8 @@ impl Case {
             Self::Connects,
             Self::Streams { connections: 1 },
             Self::Probe { flooders: 8 },
-            Self::Memory,
+            Self::Memory { own_buffers: true },
+            Self::Memory { own_buffers: false },
             Self::Start,
             Self::Idle,
         ]
@@ -100,17 +103,26 @@ impl Case {
             Self::Probe { .. } => Family::Prober,
             Self::Burst => Family::Burst,
             Self::Client => Family::Client,
-            Self::Memory => Family::Memory,
+            Self::Memory { .. } => Family::Memory,
             Self::SystemCalls => Family::SystemCalls,
             Self::Start => Family::Start,
             Self::Idle => Family::Idle,
         }
     }
 
-    /// Whether the server can do this at all: a sequential one serves a connection at a time.
+    /// Whether the server can do this at all: a sequential one serves a connection at a time, and for memory there is
+    /// not each server with buffers and without.
     pub fn suits(self, server: Server) -> bool {
-        if self == Self::Client {
-            return server == Server::Tinyloop;
+        use Server::{Asyncio, Epoll, Go, Sequential, Smol, Threaded, Tinyloop, Tokio, Uvloop};
+        match self {
+            Self::Memory { own_buffers: true } => {
+                return [Tinyloop, Threaded, Tokio, Smol, Go].contains(&server);
+            }
+            Self::Memory { own_buffers: false } => {
+                return [Tinyloop, Tokio, Epoll, Asyncio, Uvloop].contains(&server);
+            }
+            Self::Client => return server == Tinyloop,
+            _ => {}
         }
         let one_at_a_time = match self {
             Self::RoundTrips { connections, .. } | Self::Streams { connections } => {
@@ -119,7 +131,17 @@ impl Case {
             Self::Connects | Self::Burst | Self::Start | Self::Idle => true,
             _ => false,
         };
-        one_at_a_time || server != Server::Sequential
+        one_at_a_time || server != Sequential
+    }
+
+    /// The peer that stands for the server in this case. Memory is compared like with like: the tinyloop program lends
+    /// all connections one buffer, and the tokio peer does not.
+    pub fn peer(self, server: Server) -> Option<&'static str> {
+        match (self, server) {
+            (Self::Memory { own_buffers: true }, Server::Tinyloop) => Some(TINYLOOP_WITH_BUFFERS),
+            (Self::Memory { own_buffers: false }, Server::Tokio) => Some(TOKIO_WITHOUT_BUFFERS),
+            _ => None,
+        }
     }
 
     /// How many turns each server takes in a round.
@@ -128,7 +150,7 @@ impl Case {
             Self::RoundTrips { .. } | Self::Connects | Self::Streams { .. } => 6,
             Self::Probe { .. } | Self::Client => 3,
             Self::Start => 5,
-            Self::Burst | Self::Memory | Self::SystemCalls | Self::Idle => 1,
+            Self::Burst | Self::Memory { .. } | Self::SystemCalls | Self::Idle => 1,
         }
     }
 
@@ -168,7 +190,13 @@ impl fmt::Display for Case {
             }
             Self::Burst => write!(formatter, "burst of {} connects", burst::CONNECTS),
             Self::Client => write!(formatter, "64 B client on tinyloop"),
-            Self::Memory => write!(formatter, "{IDLE_CONNECTIONS} idle connections"),
+            Self::Memory { own_buffers } => {
+                let buffers = if *own_buffers { "with" } else { "without" };
+                write!(
+                    formatter,
+                    "{IDLE_CONNECTIONS} idle connections {buffers} buffers"
+                )
+            }
             Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, saturated"),
             Self::Start => write!(formatter, "start to first echo"),
             Self::Idle => write!(formatter, "no connections"),

@@ -28,7 +28,7 @@ pub fn measure(bench: &Bench, case: Case, program: &Program) -> Result<Figures> 
         Case::Client => client(&server),
         Case::Probe { flooders } => probe(bench, &server, flooders),
         Case::Burst => connect_at_once(bench, &server),
-        Case::Memory => memory(bench, &server),
+        Case::Memory { .. } => memory(bench, &server),
         Case::SystemCalls => system_calls(bench, &server),
         Case::Idle => idle(bench, &server),
         Case::Start => {

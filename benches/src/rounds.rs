@@ -117,10 +117,10 @@ impl<'a> Run<'a> {
         if let Some(session) = session {
             return session.take_turn();
         }
-        let program = &self.fleet.programs[place].1;
-        match Session::open(self.bench, case, program)? {
+        let program = self.fleet.program(place, case)?;
+        match Session::open(self.bench, case, &program)? {
             Some(opened) => session.insert(opened).take_turn(),
-            None => once::measure(self.bench, case, program),
+            None => once::measure(self.bench, case, &program),
         }
     }
 
