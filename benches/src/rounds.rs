@@ -1,6 +1,6 @@
 //! The rounds of each case, in which the servers take turns.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -44,7 +44,12 @@ pub fn run(cases: &[Case], fleet: &Fleet, extent: &Extent, cpus: Cpus) -> Result
         progress: ProgressBar::new(turns as u64).with_style(style),
         results: Results::new(fleet.programs.iter().map(|(server, _)| *server).collect()),
     };
+    let begin = Instant::now();
     for &case in cases {
+        if run.progress.is_hidden() {
+            // No terminal that shows a bar: a line for each case is for whoever waits, or asks what took so long.
+            eprintln!("after {} s: {case}", begin.elapsed().as_secs());
+        }
         for round in 0..extent.rounds {
             run.round(case, round);
         }
