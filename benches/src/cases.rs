@@ -149,8 +149,9 @@ impl Case {
         match self {
             Self::RoundTrips { .. } | Self::Connects | Self::Streams { .. } => 6,
             Self::Probe { .. } | Self::Client => 3,
+            Self::SystemCalls => 2,
             Self::Start => 5,
-            Self::Burst | Self::Memory { .. } | Self::SystemCalls | Self::Idle => 1,
+            Self::Burst | Self::Memory { .. } | Self::Idle => 1,
         }
     }
 

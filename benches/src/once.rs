@@ -1,5 +1,6 @@
 //! The cases that need a new process for each turn: how each is measured.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use crate::cases::{Case, IDLE_CONNECTIONS, Metric, SATURATING};
 use crate::load::burst::burst;
 use crate::load::client::{self, Place};
-use crate::load::priority::outrank_all_others;
+use crate::load::priority::{brake, outrank_all_others};
 use crate::load::prober::probe_beside;
 use crate::load::round_trips::RoundTrips;
 use crate::load::{SMALL, echo_once};
@@ -103,11 +104,14 @@ fn system_calls(bench: &Bench, server: &Process) -> Result<Figures> {
 
 /// Keeps round trips going for a while, and returns how many there were, and the server's calls.
 ///
-/// The server is saturated only if the load generator always runs. Whenever the load generator waits for its CPU, the
-/// server finds no messages, and each connection costs it a receive in vain and an `epoll_ctl`: with other processes
-/// on the machine tinyloop then seems to make up to 2.9 calls a message.
+/// The server is saturated only if the next messages are there before it has answered the last. A load generator that
+/// is no faster than the server, or has to wait for its CPU, leaves it to look at connections without one: each look
+/// costs a receive in vain and an `epoll_ctl`, and tinyloop then seems to make up to 2.9 calls a message. So the load
+/// generator outranks other processes, and the server has half of its CPU.
 fn saturate(bench: &Bench, server: &Process) -> Result<(usize, Counts)> {
-    let (pattern, duration) = (&bench.pattern, bench.turn * 8);
+    let (pattern, duration) = (&bench.pattern, bench.turn * 16);
+    let cpus = bench.cpus;
+    let is_running = AtomicBool::new(true);
     let (messages, counter) = thread::scope(|scope| {
         let saturating = scope.spawn(|| {
             let mut load = RoundTrips::open(server.address, SATURATING, SMALL, pattern)?;
@@ -117,13 +121,21 @@ fn saturate(bench: &Bench, server: &Process) -> Result<(usize, Counts)> {
             // All that is sent while perf counts is answered while it counts, too.
             let answered = load.run_for(duration)?.len();
             let messages = answered + load.pause()?;
-            thread::sleep(REST);
             Ok((messages, counter))
         });
-        saturating
-            .join()
-            .unwrap_or_else(|_| Err(anyhow!("the load generator panicked")))
+        let braking = scope.spawn(|| {
+            cpus.use_server()?;
+            brake(&is_running);
+            Ok(())
+        });
+        let outcome = saturating.join();
+        is_running.store(false, Ordering::Relaxed);
+        let braked = braking.join();
+        let panicked = || anyhow!("the load generator panicked");
+        braked.unwrap_or_else(|_| Err(panicked()))?;
+        outcome.unwrap_or_else(|_| Err(panicked()))
     })?;
+    thread::sleep(REST);
     Ok((messages, counter.detach()?))
 }
 

@@ -1,4 +1,8 @@
-//! A thread of the load generator that runs whenever it can.
+//! Threads of the load generator that run before all others on their CPU.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use thread_priority::{
     RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
@@ -15,4 +19,18 @@ pub fn outrank_all_others() {
         ThreadPriority::Crossplatform(value),
         ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo),
     );
+}
+
+/// How long [`brake`] runs, and then pauses. Short enough that the load generator, if it is as fast as the server,
+/// keeps a lead through the pause; long, so that few of a server's turns are cut in two.
+const BRAKE: Duration = Duration::from_millis(5);
+
+/// Takes half of the CPU that this thread is on, while `is_needed`.
+pub fn brake(is_needed: &AtomicBool) {
+    outrank_all_others();
+    while is_needed.load(Ordering::Relaxed) {
+        let end = Instant::now() + BRAKE;
+        while Instant::now() < end {}
+        thread::sleep(BRAKE);
+    }
 }
