@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::load::burst;
+use crate::peers::{TINYLOOP_WITH_BUFFERS, TOKIO_WITHOUT_BUFFERS};
 use crate::servers::Server;
+use crate::system_calls::Group;
 
 /// One thing that is measured on each server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +21,10 @@ pub enum Case {
     Probe { flooders: usize },
     /// Many connects at once to a stopped server.
     Burst,
-    /// Memory for each of many connections.
-    Memory,
+    /// Small round trips by a client on tinyloop, in the main future and in a task.
+    Client,
+    /// Memory for each of many connections, where each holds a buffer of its own, or none does.
+    Memory { own_buffers: bool },
     /// System calls for each small message, with a server that is slower than its clients.
     SystemCalls,
     /// From the start of the process to the first reply.
@@ -65,7 +69,9 @@ impl Case {
             Self::Streams { connections: 8 },
             Self::Probe { flooders: 1 },
             Self::Probe { flooders: 8 },
-            Self::Memory,
+            Self::Client,
+            Self::Memory { own_buffers: true },
+            Self::Memory { own_buffers: false },
             Self::Start,
             Self::Idle,
         ]);
@@ -82,7 +88,8 @@ impl Case {
             Self::Connects,
             Self::Streams { connections: 1 },
             Self::Probe { flooders: 8 },
-            Self::Memory,
+            Self::Memory { own_buffers: true },
+            Self::Memory { own_buffers: false },
             Self::Start,
             Self::Idle,
         ]
@@ -95,32 +102,56 @@ impl Case {
             Self::Streams { .. } => Family::Streaming,
             Self::Probe { .. } => Family::Prober,
             Self::Burst => Family::Burst,
-            Self::Memory => Family::Memory,
+            Self::Client => Family::Client,
+            Self::Memory { .. } => Family::Memory,
             Self::SystemCalls => Family::SystemCalls,
             Self::Start => Family::Start,
             Self::Idle => Family::Idle,
         }
     }
 
-    /// Whether the server can do this at all: a sequential one serves a connection at a time.
+    /// Whether the server can do this at all: a sequential one serves a connection at a time, and for memory there is
+    /// not each server with buffers and without.
     pub fn suits(self, server: Server) -> bool {
+        use Server::{Asyncio, Epoll, Go, Sequential, Smol, Threaded, Tinyloop, Tokio, Uvloop};
+        match self {
+            Self::Memory { own_buffers: true } => {
+                return [Tinyloop, Threaded, Tokio, Smol, Go].contains(&server);
+            }
+            Self::Memory { own_buffers: false } => {
+                return [Tinyloop, Tokio, Epoll, Asyncio, Uvloop].contains(&server);
+            }
+            Self::Client => return server == Tinyloop,
+            _ => {}
+        }
         let one_at_a_time = match self {
             Self::RoundTrips { connections, .. } | Self::Streams { connections } => {
                 connections == 1
             }
             Self::Connects | Self::Burst | Self::Start | Self::Idle => true,
-            Self::Probe { .. } | Self::Memory | Self::SystemCalls => false,
+            _ => false,
         };
-        one_at_a_time || server != Server::Sequential
+        one_at_a_time || server != Sequential
+    }
+
+    /// The peer that stands for the server in this case. Memory is compared like with like: the tinyloop program lends
+    /// all connections one buffer, and the tokio peer does not.
+    pub fn peer(self, server: Server) -> Option<&'static str> {
+        match (self, server) {
+            (Self::Memory { own_buffers: true }, Server::Tinyloop) => Some(TINYLOOP_WITH_BUFFERS),
+            (Self::Memory { own_buffers: false }, Server::Tokio) => Some(TOKIO_WITHOUT_BUFFERS),
+            _ => None,
+        }
     }
 
     /// How many turns each server takes in a round.
     pub fn turns(self) -> usize {
         match self {
             Self::RoundTrips { .. } | Self::Connects | Self::Streams { .. } => 6,
-            Self::Probe { .. } => 3,
+            Self::Probe { .. } | Self::Client => 3,
+            Self::SystemCalls => 2,
             Self::Start => 5,
-            Self::Burst | Self::Memory | Self::SystemCalls | Self::Idle => 1,
+            Self::Burst | Self::Memory { .. } | Self::Idle => 1,
         }
     }
 
@@ -132,12 +163,7 @@ impl Case {
                 Some(connections)
             }
             Self::Connects => Some(0),
-            Self::Probe { .. }
-            | Self::Burst
-            | Self::Memory
-            | Self::SystemCalls
-            | Self::Start
-            | Self::Idle => None,
+            _ => None,
         }
     }
 }
@@ -164,8 +190,15 @@ impl fmt::Display for Case {
                 write!(formatter, "64 B beside {}", plural(*flooders, "flooder"))
             }
             Self::Burst => write!(formatter, "burst of {} connects", burst::CONNECTS),
-            Self::Memory => write!(formatter, "{IDLE_CONNECTIONS} idle connections"),
-            Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, traced"),
+            Self::Client => write!(formatter, "64 B client on tinyloop"),
+            Self::Memory { own_buffers } => {
+                let buffers = if *own_buffers { "with" } else { "without" };
+                write!(
+                    formatter,
+                    "{IDLE_CONNECTIONS} idle connections {buffers} buffers"
+                )
+            }
+            Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, saturated"),
             Self::Start => write!(formatter, "start to first echo"),
             Self::Idle => write!(formatter, "no connections"),
         }
@@ -185,6 +218,7 @@ pub enum Family {
     Streaming,
     Prober,
     Burst,
+    Client,
     Memory,
     SystemCalls,
     Start,
@@ -194,12 +228,13 @@ pub enum Family {
 }
 
 impl Family {
-    const NAMED: [(&str, Self); 10] = [
+    const NAMED: [(&str, Self); 11] = [
         ("roundtrip", Self::RoundTrip),
         ("connect", Self::Connect),
         ("streaming", Self::Streaming),
         ("prober", Self::Prober),
         ("burst", Self::Burst),
+        ("client", Self::Client),
         ("memory", Self::Memory),
         ("syscalls", Self::SystemCalls),
         ("start", Self::Start),
@@ -238,8 +273,12 @@ pub enum Metric {
     Busy,
     Waited,
     Slowest,
+    RoundTripInMain,
+    RoundTripInTask,
+    MainToTask,
     BytesPerConnection,
     CallsPerMessage,
+    Calls(Group),
     FirstEcho,
     WakeUps,
     CpuWhileIdle,
@@ -260,7 +299,11 @@ impl Metric {
             Self::Waited => "waited 1 s",
             Self::Slowest => "slowest",
             Self::BytesPerConnection => "memory per connection",
+            Self::RoundTripInMain => "round trip in main",
+            Self::RoundTripInTask => "round trip in a task",
+            Self::MainToTask => "main over task",
             Self::CallsPerMessage => "system calls per message",
+            Self::Calls(group) => group.figure_name(),
             Self::FirstEcho => "first echo",
             Self::WakeUps => "wake-ups per second",
             Self::CpuWhileIdle => "CPU per second",
@@ -274,13 +317,22 @@ impl Metric {
             | Self::Percentile99
             | Self::CpuPerMessage
             | Self::CpuPerConnection
-            | Self::CpuPerMegabyte => "µs",
+            | Self::CpuPerMegabyte
+            | Self::RoundTripInMain
+            | Self::RoundTripInTask => "µs",
             Self::CpuWhileIdle => "µs/s",
             Self::BytesPerSecond => "MB/s",
             Self::Busy => "%",
             Self::Slowest | Self::FirstEcho => "ms",
             Self::BytesPerConnection => "B",
-            Self::Waited | Self::CallsPerMessage => "",
+            Self::Waited | Self::MainToTask | Self::CallsPerMessage | Self::Calls(_) => "",
         }
+    }
+
+    pub fn more_is_better(self) -> bool {
+        matches!(
+            self,
+            Self::MessagesPerSecond | Self::ConnectionsPerSecond | Self::BytesPerSecond
+        )
     }
 }

@@ -34,9 +34,14 @@ impl Cpus {
         pin(self.generator)
     }
 
+    /// Keeps this thread on the servers' CPU.
+    pub fn use_server(self) -> Result<()> {
+        pin(self.server)
+    }
+
     /// Does something that starts a process, which then is on the server's CPU from its begin.
     pub fn on_server<T>(self, start: impl FnOnce() -> Result<T>) -> Result<T> {
-        pin(self.server)?;
+        self.use_server()?;
         let outcome = start();
         self.use_generator()?;
         outcome

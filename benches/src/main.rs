@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Where to look: [`cases`] says what is measured, [`servers`] and [`peers`] on which servers,
-//! [`rounds`], [`session`] and [`load`] how, and [`report`] what is printed in the end, goals included.
+//! [`rounds`], [`session`], [`once`] and [`load`] how, and [`report`] what is printed in the end, goals included.
 
 mod cases;
 mod children;
@@ -21,6 +21,7 @@ mod facts;
 mod load;
 mod lock;
 mod meter;
+mod once;
 mod options;
 mod peers;
 mod process;
@@ -48,12 +49,14 @@ use crate::servers::{Fleet, Server};
 
 fn main() -> Result<ExitCode> {
     let mut arguments = env::args().skip(1);
-    if arguments.next().as_deref() == Some("serve") {
-        // One of the peers: this binary, started again by itself.
-        peers::serve(&arguments.next().unwrap_or_default())?;
-        return Ok(ExitCode::SUCCESS);
+    let (first, mut next) = (arguments.next(), || arguments.next().unwrap_or_default());
+    // The first two are this binary, started again by itself.
+    match first.as_deref() {
+        Some("serve") => peers::serve(&next())?,
+        Some("client") => load::client::talk(&next(), &next())?,
+        _ => return compare(&argh::from_env()),
     }
-    compare(&argh::from_env())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the cases on the servers, and reports. Not a success where a measurement failed.
@@ -64,8 +67,8 @@ fn compare(options: &Options) -> Result<ExitCode> {
     let cpus = Cpus::choose()?;
     let mut fleet = Fleet::gather(&options.servers(), options.tinyloop.as_deref())?;
     let mut cases = options.cases();
-    if cases.contains(&Case::SystemCalls) && !system_calls::is_there() {
-        fleet.note("left out: system calls: strace is not installed");
+    if cases.contains(&Case::SystemCalls) && !system_calls::are_countable() {
+        fleet.note("left out: system calls: perf is not installed, or needs root here");
         cases.retain(|&case| case != Case::SystemCalls);
     }
     if cpus.are_the_same() {
@@ -84,8 +87,9 @@ fn compare(options: &Options) -> Result<ExitCode> {
         descriptors,
     };
     let results = rounds::run(&cases, &fleet, &extent, cpus)?;
-    print_tables(&fleet, &results, facts.as_ref());
-    write_files(options, &results, facts.as_ref())?;
+    let text = report::text(&fleet, &results, facts.as_ref());
+    println!("{text}");
+    write_files(options, &text, &results, facts.as_ref())?;
     Ok(if results.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -93,25 +97,17 @@ fn compare(options: &Options) -> Result<ExitCode> {
     })
 }
 
-fn print_tables(fleet: &Fleet, results: &Results, facts: Option<&Facts>) {
-    println!("{}", report::tables::figures(results));
-    if fleet.has(Server::Tinyloop) {
-        println!("{}", report::goals::table(results, facts));
-    }
-    if !fleet.versions.is_empty() {
-        println!("- with {}", fleet.versions.join(", "));
-    }
-    for note in &fleet.notes {
-        println!("- {note}");
-    }
-    for failure in &results.failures {
-        println!("- failed: {failure}");
-    }
-}
-
-fn write_files(options: &Options, results: &Results, facts: Option<&Facts>) -> Result<()> {
+fn write_files(
+    options: &Options,
+    text: &str,
+    results: &Results,
+    facts: Option<&Facts>,
+) -> Result<()> {
     let folder = options.folder();
     fs::create_dir_all(&folder)?;
+    let tables = folder.join("tables.md");
+    fs::write(&tables, text)?;
+    eprintln!("wrote {}", tables.display());
     let csv = folder.join("results.csv");
     fs::write(&csv, report::csv::figures(results, facts))?;
     eprintln!("wrote {}", csv.display());

@@ -28,7 +28,7 @@ pub struct Options {
     #[argh(option)]
     rounds: Option<usize>,
 
-    /// where results.csv and messages.svg go: by default the folder results for a full run of
+    /// where tables.md, results.csv and messages.svg go: by default the folder results for a full run of
     /// everything, and target/results for any other one
     #[argh(option)]
     out: Option<PathBuf>,

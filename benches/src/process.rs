@@ -96,17 +96,6 @@ impl Process {
         Ok(sum)
     }
 
-    /// Whether all of the server's threads are being traced.
-    pub fn is_traced(&self) -> Result<bool> {
-        for thread in fs::read_dir(self.file("task"))? {
-            let status = fs::read_to_string(thread?.path().join("status"))?;
-            if field(&status, "TracerPid:")? == 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// Stops the server as a job is stopped, and waits until it has.
     pub fn stop(&self) -> Result<()> {
         kill_process(self.guarded.pid(), Signal::STOP)?;

@@ -1,6 +1,6 @@
 //! The rounds of each case, in which the servers take turns.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,6 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::cases::Case;
 use crate::cpus::Cpus;
 use crate::load::{Pattern, SourceAddresses};
+use crate::meter::Figures;
+use crate::once;
 use crate::results::{Failure, Results};
 use crate::servers::Fleet;
 use crate::session::{Bench, Session};
@@ -42,7 +44,12 @@ pub fn run(cases: &[Case], fleet: &Fleet, extent: &Extent, cpus: Cpus) -> Result
         progress: ProgressBar::new(turns as u64).with_style(style),
         results: Results::new(fleet.programs.iter().map(|(server, _)| *server).collect()),
     };
+    let begin = Instant::now();
     for &case in cases {
+        if run.progress.is_hidden() {
+            // No terminal that shows a bar: a line for each case is for whoever waits, or asks what took so long.
+            eprintln!("after {} s: {case}", begin.elapsed().as_secs());
+        }
         for round in 0..extent.rounds {
             run.round(case, round);
         }
@@ -81,32 +88,44 @@ impl<'a> Run<'a> {
                 if failed[place] {
                     continue;
                 }
-                let (server, program) = &self.fleet.programs[place];
+                let server = self.fleet.programs[place].0;
                 self.progress.set_message(format!("{case}: {server}"));
-                let session = sessions[place].take();
-                let outcome = session
-                    .map_or_else(|| Session::open(self.bench, case, program), Ok)
-                    .and_then(|mut session| {
-                        let figures = session.take_turn()?;
-                        Ok((session, figures))
-                    });
-                match outcome {
-                    Ok((session, figures)) => {
+                match self.take_turn(case, place, &mut sessions[place]) {
+                    Ok(figures) => {
                         let index = round * case.turns() + turn;
-                        self.results.add(case, *server, index, figures);
-                        sessions[place] = keep.then_some(session);
+                        self.results.add(case, server, index, figures);
                     }
                     Err(error) => {
                         failed[place] = true;
                         self.results.failures.push(Failure {
                             case,
-                            server: *server,
+                            server,
                             reason: format!("{error:#}"),
                         });
                     }
                 }
+                if !keep || failed[place] {
+                    sessions[place] = None;
+                }
             }
             places.rotate_left(1);
+        }
+    }
+
+    /// Measures a server in its session, which is opened where there is none, or in a process for this turn alone.
+    fn take_turn(
+        &self,
+        case: Case,
+        place: usize,
+        session: &mut Option<Session<'a>>,
+    ) -> Result<Figures> {
+        if let Some(session) = session {
+            return session.take_turn();
+        }
+        let program = self.fleet.program(place, case)?;
+        match Session::open(self.bench, case, &program)? {
+            Some(opened) => session.insert(opened).take_turn(),
+            None => once::measure(self.bench, case, &program),
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cases::Case;
 use crate::children::run;
 use crate::process::Program;
 
@@ -64,7 +65,7 @@ impl Server {
         }
     }
 
-    fn is_tinyloop(self) -> bool {
+    pub fn is_tinyloop(self) -> bool {
         matches!(self, Self::Tinyloop | Self::Threaded | Self::Sequential)
     }
 }
@@ -128,6 +129,13 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// How the server at a place of the fleet is started for a case.
+    pub fn program(&self, place: usize, case: Case) -> Result<Program> {
+        let (server, program) = &self.programs[place];
+        case.peer(*server)
+            .map_or_else(|| Ok(program.clone()), program_of_this_binary)
+    }
+
     pub fn has(&self, server: Server) -> bool {
         self.programs.iter().any(|(found, _)| *found == server)
     }
@@ -174,11 +182,7 @@ impl Fleet {
     fn own(&mut self, server: Server) -> Result<Program> {
         // The raw loop has no version.
         self.versions.extend(locked_version(server.name()));
-        Ok(Program {
-            name: server.name(),
-            path: env::current_exe()?,
-            arguments: vec!["serve".into(), server.name().into()],
-        })
+        program_of_this_binary(server.name())
     }
 
     /// `echo.py`, if Python can run the statements, which print a version.
@@ -221,6 +225,15 @@ impl Fleet {
             arguments: Vec::new(),
         })
     }
+}
+
+/// The peer of this name.
+fn program_of_this_binary(name: &'static str) -> Result<Program> {
+    Ok(Program {
+        name,
+        path: env::current_exe()?,
+        arguments: vec!["serve".into(), name.into()],
+    })
 }
 
 fn build_tinyloop() -> Result<()> {

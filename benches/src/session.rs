@@ -1,24 +1,17 @@
-//! One server under the load of one case: how each case is measured.
+//! One server under a load that pauses between turns, so that other servers can take theirs.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use crate::cases::{Case, IDLE_CONNECTIONS, Metric, SATURATING};
+use crate::cases::{Case, Metric};
 use crate::cpus::Cpus;
-use crate::load::burst::burst;
 use crate::load::connects::Connects;
-use crate::load::prober::probe_beside;
 use crate::load::round_trips::RoundTrips;
 use crate::load::streams::Streams;
-use crate::load::{Pattern, SMALL, SourceAddresses, echo_once};
+use crate::load::{Pattern, SourceAddresses};
 use crate::meter::{Figures, Meter, percentiles};
 use crate::process::{Process, Program};
-use crate::system_calls::Tracer;
-
-/// How long a server gets to come to rest.
-const REST: Duration = Duration::from_millis(300);
 
 /// What all sessions share.
 pub struct Bench {
@@ -36,24 +29,18 @@ pub struct Session<'a> {
     server: Process,
 }
 
-/// What a turn does. The first three pause between turns, so that other servers can take theirs;
-/// the others need a new process for each turn.
 enum Load<'a> {
     RoundTrips(RoundTrips<'a>, Duration),
     Connects(Connects<'a>),
     Streams(Streams<'a>),
-    Probe { flooders: usize },
-    Burst,
-    Memory,
-    SystemCalls,
-    Start { launched: Instant },
-    Idle,
 }
 
 impl<'a> Session<'a> {
-    /// Starts a server, and opens the connections of a load that lasts.
-    pub fn open(bench: &'a Bench, case: Case, program: &Program) -> Result<Self> {
-        let launched = Instant::now();
+    /// Starts a server, and opens the connections of a load that lasts. `None` for a case whose load does not.
+    pub fn open(bench: &'a Bench, case: Case, program: &Program) -> Result<Option<Self>> {
+        if case.lasting_connections().is_none() {
+            return Ok(None);
+        }
         let server = Process::start(program, bench.cpus)?;
         let (address, pattern) = (server.address, &bench.pattern);
         let load = match case {
@@ -67,18 +54,13 @@ impl<'a> Session<'a> {
             Case::Streams { connections } => {
                 Load::Streams(Streams::open(address, connections, pattern)?)
             }
-            Case::Probe { flooders } => Load::Probe { flooders },
-            Case::Burst => Load::Burst,
-            Case::Memory => Load::Memory,
-            Case::SystemCalls => Load::SystemCalls,
-            Case::Start => Load::Start { launched },
-            Case::Idle => Load::Idle,
+            _ => return Ok(None),
         };
-        Ok(Self {
+        Ok(Some(Self {
             bench,
             load,
             server,
-        })
+        }))
     }
 
     /// Measures, and leaves the server with nothing to do.
@@ -88,91 +70,7 @@ impl<'a> Session<'a> {
             Load::RoundTrips(load, turn) => round_trips(load, &self.server, *turn),
             Load::Connects(load) => connects(load, &self.server, turn),
             Load::Streams(load) => streams(load, &self.server, turn),
-            Load::Probe { flooders } => {
-                let flooders = *flooders;
-                self.probe(flooders)
-            }
-            Load::Burst => self.burst(),
-            Load::Memory => self.memory(),
-            Load::SystemCalls => self.system_calls(),
-            Load::Start { launched } => {
-                echo_once(self.server.address, &self.bench.pattern)?;
-                let milliseconds = launched.elapsed().as_secs_f64() * 1e3;
-                Ok(vec![(Metric::FirstEcho, milliseconds)])
-            }
-            Load::Idle => self.idle(),
         }
-    }
-
-    fn probe(&self, flooders: usize) -> Result<Figures> {
-        let mut latencies = probe_beside(
-            self.server.address,
-            flooders,
-            &self.bench.pattern,
-            self.bench.turn,
-            // The prober sends once in a millisecond, so it needs long for a steady figure.
-            self.bench.turn * 6,
-        )?;
-        ensure!(!latencies.is_empty(), "no probe was answered");
-        Ok(percentiles(&mut latencies))
-    }
-
-    fn burst(&self) -> Result<Figures> {
-        let burst = burst(&self.server, &self.bench.pattern)?;
-        Ok(vec![
-            (Metric::Waited, burst.waited as f64),
-            (Metric::Slowest, burst.slowest.as_secs_f64() * 1e3),
-        ])
-    }
-
-    /// The connections are idle, but each has made a small round trip before: what a server keeps
-    /// for that counts.
-    fn memory(&self) -> Result<Figures> {
-        let (address, pattern) = (self.server.address, &self.bench.pattern);
-        echo_once(address, pattern)?;
-        thread::sleep(REST);
-        let before = self.server.resident_bytes()? as f64;
-        let _connections = RoundTrips::open(address, IDLE_CONNECTIONS, SMALL, pattern)?;
-        thread::sleep(REST);
-        let after = self.server.resident_bytes()? as f64;
-        let each = (after - before) / IDLE_CONNECTIONS as f64;
-        Ok(vec![(Metric::BytesPerConnection, each)])
-    }
-
-    /// A traced server is so slow that it always has all connections to serve.
-    fn system_calls(&self) -> Result<Figures> {
-        let (address, pattern) = (self.server.address, &self.bench.pattern);
-        let mut load = RoundTrips::open(address, SATURATING, SMALL, pattern)?;
-        thread::sleep(REST);
-        let tracer = Tracer::attach(&self.server)?;
-        // All that is sent under the tracer is answered under it too.
-        let answered = load.run_for(self.bench.turn * 8)?.len();
-        let messages = answered + load.pause()?;
-        let calls = tracer.detach()?;
-        Ok(vec![(
-            Metric::CallsPerMessage,
-            calls as f64 / messages as f64,
-        )])
-    }
-
-    /// Connections have come and gone before, which a server may still have in mind.
-    fn idle(&self) -> Result<Figures> {
-        for _ in 0..10 {
-            echo_once(self.server.address, &self.bench.pattern)?;
-        }
-        thread::sleep(REST);
-        let sleeps = self.server.sleeps()?;
-        let meter = Meter::start(&self.server)?;
-        thread::sleep(self.bench.turn * 10);
-        let usage = meter.stop(&self.server)?;
-        let woken = (self.server.sleeps()? - sleeps) as f64;
-        Ok(vec![
-            (Metric::WakeUps, woken / usage.seconds),
-            (
-                Metric::CpuWhileIdle,
-                usage.cpu_seconds / usage.seconds * 1e6,
-            ),
-        ])
     }
 }
 

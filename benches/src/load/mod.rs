@@ -2,7 +2,9 @@
 //! fastest server. It checks every byte of every reply.
 
 pub mod burst;
+pub mod client;
 pub mod connects;
+pub mod priority;
 pub mod prober;
 pub mod round_trips;
 pub mod streams;

@@ -6,11 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use thread_priority::{
-    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
-};
 
 use super::Pattern;
+use super::priority::outrank_all_others;
 use super::round_trips::Latencies;
 use super::socket::{connect_and_echo, receive_small, send_small};
 use super::streams::Streams;
@@ -33,7 +31,8 @@ pub fn probe_beside(
     streams.run_for(warm_up)?;
     thread::scope(|scope| {
         let prober = scope.spawn(|| {
-            outrank_the_flooders();
+            // Its reply must not wait for the flooding thread, which is on the same CPU and always has work.
+            outrank_all_others();
             let mut latencies = Vec::new();
             while flooding.load(Ordering::Relaxed) {
                 let start = Instant::now();
@@ -54,18 +53,4 @@ pub fn probe_beside(
         flooded?;
         Ok(latencies)
     })
-}
-
-/// Lets this thread run as soon as its reply is there, although the flooding thread, on the same
-/// CPU, always has work. Without the right to it the figures hold some of that wait for all
-/// servers alike, so a refusal is no error.
-fn outrank_the_flooders() {
-    let Ok(value) = ThreadPriorityValue::try_from(50) else {
-        return;
-    };
-    let _ = thread_priority::set_thread_priority_and_policy(
-        thread_priority::thread_native_id(),
-        ThreadPriority::Crossplatform(value),
-        ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo),
-    );
 }

@@ -1,12 +1,29 @@
 //! tokio's current-thread runtime, as someone who knows it would write the server: a task for
 //! each connection, and the prefix in the buffer already, so that one write answers one read.
 
+use std::cell::RefCell;
+use std::future::Future;
+use std::io::{self, ErrorKind};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{CHUNK, PREFIX, announce};
 
+/// Each connection holds a buffer of its own, as in nearly every program on tokio.
 pub fn serve() -> anyhow::Result<()> {
+    serve_each(echo)
+}
+
+/// All connections share one buffer, so that one that waits holds none.
+pub fn serve_from_one_buffer() -> anyhow::Result<()> {
+    serve_each(echo_from_shared)
+}
+
+fn serve_each<F>(handler: impl Fn(TcpStream) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;
@@ -16,15 +33,14 @@ pub fn serve() -> anyhow::Result<()> {
         loop {
             let (stream, _) = listener.accept().await?;
             // A connection that fails ends its own task only.
-            tokio::spawn(async move { echo(stream).await });
+            tokio::spawn(handler(stream));
         }
     })
 }
 
-async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut buffer = vec![0; PREFIX.len() + CHUNK];
-    buffer[..PREFIX.len()].copy_from_slice(PREFIX);
+    let mut buffer = new_buffer();
     loop {
         let count = stream.read(&mut buffer[PREFIX.len()..]).await?;
         if count == 0 {
@@ -32,4 +48,40 @@ async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
         }
         stream.write_all(&buffer[..PREFIX.len() + count]).await?;
     }
+}
+
+fn new_buffer() -> Vec<u8> {
+    let mut buffer = vec![0; PREFIX.len() + CHUNK];
+    buffer[..PREFIX.len()].copy_from_slice(PREFIX);
+    buffer
+}
+
+thread_local! {
+    static SHARED: RefCell<Vec<u8>> = RefCell::new(new_buffer());
+}
+
+async fn echo_from_shared(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    loop {
+        stream.readable().await?;
+        match SHARED.with_borrow_mut(|buffer| answer(&stream, buffer))? {
+            Some(unsent) => stream.write_all(&unsent).await?,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Answers what is there, and returns what the socket did not take of the reply; `None` at the peer's end.
+fn answer(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<Vec<u8>>> {
+    let count = match stream.try_read(&mut buffer[PREFIX.len()..]) {
+        Ok(0) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Some(Vec::new())),
+        outcome => outcome?,
+    };
+    let reply = &buffer[..PREFIX.len() + count];
+    let sent = match stream.try_write(reply) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+        outcome => outcome?,
+    };
+    Ok(Some(reply[sent..].to_vec()))
 }

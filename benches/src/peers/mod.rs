@@ -7,9 +7,10 @@
 
 mod current_thread_tokio;
 mod naive_smol;
+mod own_buffer;
 mod raw_epoll;
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 
 /// What each reply begins with.
 pub const PREFIX: &[u8] = b"Got: ";
@@ -20,16 +21,24 @@ pub const CHUNK: usize = 10_000;
 /// The first words of a server's first line.
 pub const ANNOUNCEMENT: &str = "listening on ";
 
+/// tinyloop with a buffer for each connection, where the program lends all of them one.
+pub const TINYLOOP_WITH_BUFFERS: &str = "tinyloop-with-buffers";
+
+/// tokio with one buffer for all connections.
+pub const TOKIO_WITHOUT_BUFFERS: &str = "tokio-without-buffers";
+
 /// Runs the named server in this process until it is killed.
 pub fn serve(name: &str) -> anyhow::Result<()> {
     match name {
         "tokio" => current_thread_tokio::serve(),
         "epoll" => raw_epoll::serve(),
         "smol" => naive_smol::serve(),
+        TINYLOOP_WITH_BUFFERS => own_buffer::serve(),
+        TOKIO_WITHOUT_BUFFERS => current_thread_tokio::serve_from_one_buffer(),
         _ => anyhow::bail!("there is no server named `{name}` in this binary"),
     }
 }
 
-fn announce(address: SocketAddr) {
+fn announce(address: impl Display) {
     println!("{ANNOUNCEMENT}{address}");
 }

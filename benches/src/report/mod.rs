@@ -3,7 +3,38 @@
 pub mod chart;
 pub mod csv;
 pub mod goals;
+pub mod ratios;
 pub mod tables;
+
+use std::fmt::Write;
+
+use crate::facts::Facts;
+use crate::results::Results;
+use crate::servers::{Fleet, Server};
+
+/// All tables, what they were measured with, and what a reader has to know of them.
+pub fn text(fleet: &Fleet, results: &Results, facts: Option<&Facts>) -> String {
+    let mut text = format!("Medians:\n\n{}\n", tables::figures(results));
+    if fleet.has(Server::Tinyloop) {
+        let _ = writeln!(
+            text,
+            "tinyloop's figures over the other server's, medians of the ratios in the same turns with their quartiles. \
+             **Bold**: tinyloop is worse. –: not measured.\n\n{}",
+            ratios::table(results)
+        );
+        let _ = writeln!(text, "Goals:\n\n{}", goals::table(results, facts));
+    }
+    if !fleet.versions.is_empty() {
+        let _ = writeln!(text, "- with {}", fleet.versions.join(", "));
+    }
+    for note in &fleet.notes {
+        let _ = writeln!(text, "- {note}");
+    }
+    for failure in &results.failures {
+        let _ = writeln!(text, "- failed: {failure}");
+    }
+    text
+}
 
 /// A figure with about three digits that mean something.
 fn short(figure: f64) -> String {
