@@ -272,8 +272,7 @@ impl EventLoop {
         loop {
             timers.set_recent(Instant::now());
             timers.fire();
-            executor.take_arrivals();
-            let found = executor.ready() > left;
+            let found = executor.begin_turn() > left;
             turn = match found || left == 0 {
                 true => TURN,
                 false => (2 * turn).min(LONGEST_TURN),
@@ -308,7 +307,6 @@ impl EventLoop {
         let start = timers.recent();
         let (mut last_look, mut polls_to_look) = (start, 1);
         let mut polls = 0;
-        executor.begin_turn();
         while executor.run_next() {
             if let Poll::Ready(result) = main.poll_if_due() {
                 return ControlFlow::Break(result);
