@@ -23,11 +23,10 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::future::yield_now;
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, FutureExt};
 use smol::channel::{Receiver, Sender, bounded};
-use tinyloop::{Connection, Server, signal};
+use tinyloop::{Connection, Server, signal, yield_now};
 
 /// How many lines wait for a peer before it misses some.
 const QUEUE: usize = 64;

@@ -24,8 +24,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_lite::FutureExt;
-use futures_lite::future::yield_now;
+use futures_lite::{FutureExt, future};
 use smol::{Task, Timer};
 
 use crate::executor::Executor;
@@ -93,6 +92,14 @@ pub fn spawn_named<T: 'static>(
         ..Label::new(Location::caller())
     };
     current("spawn_named").spawn(label, future)
+}
+
+/// Lets the others run that are ready, each once, before the current task goes on. As asyncio's `sleep(0)`.
+///
+/// A long computation calls this now and then, and so does a task that hands on more than its receivers can take in one
+/// go. It works outside a loop, too, and is nothing but a wake: dropping it cancels nothing.
+pub async fn yield_now() {
+    future::yield_now().await;
 }
 
 /// The running loop's task table, which is on from now on: it knows the main future, and the tasks that are spawned

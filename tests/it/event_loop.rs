@@ -11,12 +11,13 @@ use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_lite::future::{yield_now, zip};
+use futures_lite::future::zip;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
 use smol::channel;
 use tinyloop::testing::{Faults, pipe};
 use tinyloop::{
-    CHUNK, Connection, EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn, timeout,
+    CHUNK, Connection, EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn,
+    timeout, yield_now,
 };
 
 use crate::support::{
@@ -656,5 +657,36 @@ fn the_test_clock_stands_still_while_a_task_can_run() {
         }
         assert_eq!(now(), start);
         assert!(!alarm.is_finished());
+    });
+}
+
+#[test]
+fn a_task_that_yields_and_a_connection_that_has_had_its_burst_take_turns() {
+    run_on_test_clock(async || {
+        let (lines, received) = channel::unbounded();
+        let (connection, mut peer) = pipe(Faults::none());
+        let most_waiting = Rc::new(Cell::new(0));
+        let most = most_waiting.clone();
+        // As in a chat: one task takes lines in, another writes them to somebody who reads all the time.
+        let listen = spawn(async move {
+            let mut connection = connection;
+            while let Ok(line) = received.recv().await {
+                most.set(most.get().max(received.len()));
+                connection.write_all(line).await.unwrap();
+            }
+        });
+        let read = spawn(async move {
+            let mut text = String::new();
+            peer.read_to_string(&mut text).await.unwrap();
+            text.len()
+        });
+        for _ in 0..5000 {
+            lines.send(b"hello\n").await.unwrap();
+            yield_now().await;
+        }
+        drop(lines);
+        listen.await;
+        assert_eq!(read.await, 30_000);
+        assert!(most_waiting.get() <= 2, "{} lines", most_waiting.get());
     });
 }
