@@ -5,7 +5,7 @@ use std::future::{Future, pending, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 
@@ -249,9 +249,9 @@ fn the_end_drops_every_future_on_its_thread_whatever_other_threads_do() {
             }
             drop(wakers);
             drop(executor);
-            assert_eq!(drops.0.get(), tasks);
-            assert_eq!(drops.1.get(), Some(thread::current().id()));
+            let dropped = (drops.0.get(), drops.1.get());
             is_over.store(true, Ordering::Relaxed);
+            assert_eq!(dropped, (tasks, Some(thread::current().id())));
         });
         assert_eq!(drops.0.get(), tasks);
     }
@@ -360,6 +360,43 @@ fn one_task_may_await_thousands() {
     executor.turn();
     block_on(all);
     assert!(executor.tasks.alive.borrow().is_empty());
+}
+
+#[test]
+fn the_end_waits_for_a_task_that_another_thread_is_about_to_queue() {
+    struct Tell(mpsc::Sender<()>);
+    impl Drop for Tell {
+        fn drop(&mut self) {
+            self.0.send(()).unwrap();
+        }
+    }
+    let (executor, drops) = (Executor::new(), Drops::default());
+    let (to, wakers) = mpsc::channel();
+    let (is_marked, marked) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let (own, may_go) = (thread::current().id(), Mutex::new(may_go));
+    // Called with the task marked as one that is queued, and not in a queue yet.
+    let woken = move || {
+        if thread::current().id() != own {
+            is_marked.send(()).unwrap();
+            may_go.lock().unwrap().recv().unwrap();
+        }
+    };
+    let task = give_wakers(drops.held(), to);
+    executor.spawn(task, woken).detach();
+    let tell = Tell(go);
+    let holds = async move {
+        pending::<()>().await;
+        drop(tell);
+    };
+    executor.start(holds).detach();
+    executor.turn();
+    let waker = wakers.recv().unwrap();
+    let other = thread::spawn(move || waker.wake());
+    marked.recv().unwrap();
+    drop(executor);
+    assert_eq!(drops.0.get(), 1);
+    other.join().unwrap();
 }
 
 #[test]
