@@ -94,7 +94,7 @@ pub fn spawn_named<T: 'static>(
     current("spawn_named").spawn(label, future)
 }
 
-/// Lets the others run that are ready, each once, before the current task goes on. As asyncio's `sleep(0)`.
+/// Lets the others run that are ready before the current task goes on. As asyncio's `sleep(0)`.
 ///
 /// A long computation calls this now and then, and so does a task that hands on more than its receivers can take in one
 /// go. It works outside a loop, too, and is nothing but a wake: dropping it cancels nothing.
@@ -289,7 +289,7 @@ impl EventLoop {
                 ControlFlow::Continue(Ran(true)) => spin.succeeded(),
                 ControlFlow::Continue(Ran(false)) => {}
             }
-            left = executor.ready();
+            left = executor.end_turn();
             if left > 0 || timers.jump() || spin.goes_on(Instant::now()) {
                 // Out to `block_on`, which looks at the sockets without waiting and comes back.
                 yield_now().await;

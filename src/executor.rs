@@ -12,7 +12,6 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -37,28 +36,31 @@ struct Tasks {
 
 /// The tasks that are ready.
 ///
-/// Those that have had their burst go last: behind all that are ready, and behind all that become ready meanwhile, by
-/// an event or by another task. But each of the others may go before them once: those that have run since then and are
-/// ready again go after them. (A task that others wake may go before them twice: see [`Queues::push`].)
+/// Those that have had their burst go last: behind all that are ready, behind those that an event makes ready
+/// meanwhile, and behind those that these wake, up to [`MAX_HOPS`] wakes on. So a client that asks something is answered
+/// before them, by several tasks if need be. Tasks that go on and on, by waking themselves or each other, do not hold
+/// them up: while somebody goes last, they go last, too.
 #[derive(Default)]
 struct Queues {
     /// They run first.
-    ready: VecDeque<Runnable>,
-    /// Then the first of these runs.
+    ready: VecDeque<Queued>,
     last: VecDeque<Queued>,
-    /// Those that have run since the first of `last` went there. Empty if `last` is.
-    again: VecDeque<Queued>,
     /// How many polls there were, which numbers them.
     polls: u64,
+    /// How many wakes ago the event was that led to the poll that is under way.
+    hops: u8,
     /// The task that is being polled has had its burst: see [`go_last`].
     goes_last: bool,
 }
 
 struct Queued {
     runnable: Runnable,
-    /// The poll in which it was queued.
-    poll: u64,
+    /// How many wakes ago the event was that made it ready.
+    hops: u8,
 }
+
+/// Enough for a request that goes to another task and back, and for a look whether the next is there already.
+const MAX_HOPS: u8 = 3;
 
 /// The tasks that were woken from outside: by another thread, or while the executor did not run.
 struct Arrivals {
@@ -102,10 +104,9 @@ impl Executor {
         woken: impl Fn() + Send + Sync + 'static,
     ) -> Task<T> {
         let arrivals = self.tasks.arrivals.clone();
-        let queued = AtomicU64::new(0);
         let schedule = move |runnable, info| {
             woken();
-            arrivals.schedule(runnable, info, &queued);
+            arrivals.schedule(runnable, info);
         };
         let key = self.tasks.alive.borrow().vacant_key();
         let tasks = self.tasks.clone();
@@ -136,8 +137,15 @@ impl Executor {
         self.take_arrivals();
         self.tasks.asleep.set(false);
         let mut queues = self.tasks.queues.borrow_mut();
-        let last = queues.pop_last();
+        let last = queues.last.pop_front();
         queues.ready.extend(last);
+        queues.len()
+    }
+
+    /// Ends a turn: what is woken from now on is woken by an event. Returns how many tasks are ready.
+    pub(crate) fn end_turn(&self) -> usize {
+        let mut queues = self.tasks.queues.borrow_mut();
+        queues.hops = 0;
         queues.len()
     }
 
@@ -147,15 +155,10 @@ impl Executor {
         next.map(Runnable::run).is_some()
     }
 
-    /// How many tasks are ready, as far as this thread knows.
-    pub(crate) fn ready(&self) -> usize {
-        self.tasks.queues.borrow().len()
-    }
-
     /// Ready when a task is. Otherwise the next that is woken wakes the thread.
     pub(crate) fn poll_ready(&self) -> Poll<()> {
         self.take_arrivals();
-        let is_ready = self.ready() > 0;
+        let is_ready = self.tasks.queues.borrow().len() > 0;
         self.tasks.asleep.set(!is_ready);
         if is_ready {
             Poll::Ready(())
@@ -168,7 +171,10 @@ impl Executor {
     fn take_arrivals(&self) {
         let mut arrivals = self.tasks.arrivals.lock();
         let mut queues = self.tasks.queues.borrow_mut();
-        queues.ready.append(&mut arrivals.runnables);
+        let runnables = arrivals.runnables.drain(..);
+        queues
+            .ready
+            .extend(runnables.map(|runnable| Queued { runnable, hops: 0 }));
     }
 }
 
@@ -243,55 +249,33 @@ impl Tasks {
 impl Queues {
     /// Takes the next task, which is about to be polled.
     fn next(&mut self) -> Option<Runnable> {
+        let next = self.ready.pop_front().or_else(|| self.last.pop_front())?;
         self.polls += 1;
+        self.hops = next.hops;
         self.goes_last = false;
-        self.ready.pop_front().or_else(|| self.pop_last())
+        Some(next.runnable)
     }
 
-    fn pop_last(&mut self) -> Option<Runnable> {
-        let Queued { runnable, .. } = self.last.pop_front()?;
-        // Those that have not run since the next of them went last go before it.
-        let next = self.last.front().map_or(u64::MAX, |next| next.poll);
-        while let Some(again) = self.again.pop_front() {
-            if again.poll > next {
-                self.again.push_front(again);
-                break;
-            }
-            self.ready.push_back(again.runnable);
-        }
-        Some(runnable)
-    }
-
-    /// Queues a task that this thread has woken. `queued` is the task's own: in which poll this was called before.
-    ///
-    /// A task has run between two calls. So if the one before was after the first of `last` went there, it has run since
-    /// then. It is not known of a task that was queued before and has run after that, unless it wakes itself.
-    fn push(&mut self, runnable: Runnable, info: ScheduleInfo, queued: &AtomicU64) {
-        let poll = self.polls;
-        if info.woken_while_running && mem::take(&mut self.goes_last) {
-            self.last.push_back(Queued { runnable, poll });
-        } else if let Some(first) = self.last.front() {
-            // Only this thread touches it, by a plain load and a plain store.
-            let before = queued.load(Ordering::Relaxed);
-            queued.store(poll, Ordering::Relaxed);
-            if info.woken_while_running || before > first.poll {
-                self.again.push_back(Queued { runnable, poll });
-            } else {
-                self.ready.push_back(runnable);
-            }
-        } else {
-            self.ready.push_back(runnable);
-        }
+    /// Queues a task that this thread has woken.
+    fn push(&mut self, runnable: Runnable, info: ScheduleInfo) {
+        let has_had_its_burst = info.woken_while_running && mem::take(&mut self.goes_last);
+        let goes_on = self.hops >= MAX_HOPS && !self.last.is_empty();
+        let hops = self.hops.saturating_add(1);
+        let queue = match has_had_its_burst || goes_on {
+            true => &mut self.last,
+            false => &mut self.ready,
+        };
+        queue.push_back(Queued { runnable, hops });
     }
 
     fn len(&self) -> usize {
-        self.ready.len() + self.last.len() + self.again.len()
+        self.ready.len() + self.last.len()
     }
 }
 
 impl Arrivals {
     /// Puts a task that was woken into its queue.
-    fn schedule(self: &Arc<Self>, runnable: Runnable, info: ScheduleInfo, queued: &AtomicU64) {
+    fn schedule(self: &Arc<Self>, runnable: Runnable, info: ScheduleInfo) {
         let mut runnable = Some(runnable);
         // While the thread ends there may be no slot any more, and no executor runs.
         let _ = CURRENT.try_with(|current| {
@@ -299,7 +283,7 @@ impl Arrivals {
                 && Arc::ptr_eq(&tasks.arrivals, self)
                 && let Some(runnable) = runnable.take()
             {
-                tasks.queues.borrow_mut().push(runnable, info, queued);
+                tasks.queues.borrow_mut().push(runnable, info);
                 if tasks.asleep.take() {
                     thread.wake_by_ref();
                 }

@@ -27,6 +27,7 @@ impl Executor {
         let _entered = self.enter(Waker::noop().clone());
         self.begin_turn();
         while self.run_next() {}
+        self.end_turn();
     }
 }
 
@@ -206,7 +207,7 @@ fn a_wake_wakes_the_thread_if_it_sleeps_or_comes_from_another() {
         scope.spawn(|| waker.wake_by_ref());
     });
     assert_eq!(count(), 2, "another thread has woken the task");
-    assert_eq!(executor.ready(), 0, "it has not arrived");
+    assert_eq!(executor.end_turn(), 0, "it has not arrived");
     assert!(executor.poll_ready().is_ready());
     drop(task);
 }
