@@ -14,29 +14,37 @@
 //! 2: good morning
 //! ```
 //!
-//! A peer that does not read misses lines, and after half a minute it is closed. It never makes the others wait.
+//! A peer that reads gets every line: those who speak wait for it. One that has stopped reading makes them wait for a
+//! tenth of a second, once. Then it misses lines, and after half a minute it is closed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::env;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::future::yield_now;
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, FutureExt};
 use smol::channel::{Receiver, Sender, bounded};
-use tinyloop::{Connection, Server, signal};
+use tinyloop::{Connection, Server, signal, timeout, yield_now};
 
-/// How many lines wait for a peer before it misses some.
+/// How many lines wait for a peer.
 const QUEUE: usize = 64;
+
+/// How long a line waits for room among them, before the peer counts as one that does not read.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The longest line, in bytes. A longer one is passed on in pieces.
 const LINE_MAX: u64 = 1024;
 
-/// Who is here: the queue of each peer, under its number.
-type Room = RefCell<HashMap<u64, Sender<Rc<str>>>>;
+/// Who is here, under their numbers.
+type Room = RefCell<HashMap<u64, Rc<Peer>>>;
+
+struct Peer {
+    lines: Sender<Rc<str>>,
+    reads: Cell<bool>,
+}
 
 fn main() -> io::Result<()> {
     let addr = env::args()
@@ -82,7 +90,8 @@ async fn speak(member: &Member, connection: &Connection) -> io::Result<()> {
         if bounded.read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
-        member.tell_others(&format!("{}: {}\n", member.number, printable(&line)));
+        let line = format!("{}: {}\n", member.number, printable(&line));
+        member.say(line.into()).await;
         // Whoever pastes a page gives the others the time to take its lines.
         yield_now().await;
     }
@@ -121,18 +130,38 @@ impl Member {
             room: room.clone(),
         };
         member.tell_others(&format!("* {number} is here\n"));
-        room.borrow_mut().insert(number, queue);
+        let peer = Peer {
+            lines: queue,
+            reads: Cell::new(true),
+        };
+        room.borrow_mut().insert(number, Rc::new(peer));
         (member, lines)
     }
 
-    fn tell_others(&self, line: &str) {
-        let line: Rc<str> = line.into();
-        for (&number, queue) in self.room.borrow().iter() {
-            if number != self.number {
-                // Who does not read has a full queue, and misses the line.
-                queue.try_send(line.clone()).ok();
+    /// Passes a line on to the others, as fast as those take it that read.
+    async fn say(&self, line: Rc<str>) {
+        for other in self.others() {
+            if other.lines.try_send(line.clone()).is_ok() {
+                other.reads.set(true);
+            } else if other.reads.get() {
+                let sent = timeout(PATIENCE, other.lines.send(line.clone())).await;
+                other.reads.set(sent.is_ok());
             }
         }
+    }
+
+    /// Tells the others at once. Whose queue is full misses it.
+    fn tell_others(&self, news: &str) {
+        let news: Rc<str> = news.into();
+        for other in self.others() {
+            other.lines.try_send(news.clone()).ok();
+        }
+    }
+
+    fn others(&self) -> Vec<Rc<Peer>> {
+        let room = self.room.borrow();
+        let others = room.iter().filter(|&(&number, _)| number != self.number);
+        others.map(|(_, peer)| peer.clone()).collect()
     }
 }
 

@@ -24,8 +24,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_lite::FutureExt;
-use futures_lite::future::yield_now;
+use futures_lite::{FutureExt, future};
 use smol::{Task, Timer};
 
 use crate::executor::Executor;
@@ -93,6 +92,14 @@ pub fn spawn_named<T: 'static>(
         ..Label::new(Location::caller())
     };
     current("spawn_named").spawn(label, future)
+}
+
+/// Lets the others run that are ready before the current task goes on. As asyncio's `sleep(0)`.
+///
+/// A long computation calls this now and then, and so does a task that hands on more than its receivers can take in one
+/// go. It works outside a loop, too, and is nothing but a wake: dropping it cancels nothing.
+pub async fn yield_now() {
+    future::yield_now().await;
 }
 
 /// The running loop's task table, which is on from now on: it knows the main future, and the tasks that are spawned
@@ -272,8 +279,7 @@ impl EventLoop {
         loop {
             timers.set_recent(Instant::now());
             timers.fire();
-            executor.take_arrivals();
-            let found = executor.ready() > left;
+            let found = executor.begin_turn() > left;
             turn = match found || left == 0 {
                 true => TURN,
                 false => (2 * turn).min(LONGEST_TURN),
@@ -283,7 +289,7 @@ impl EventLoop {
                 ControlFlow::Continue(Ran(true)) => spin.succeeded(),
                 ControlFlow::Continue(Ran(false)) => {}
             }
-            left = executor.ready();
+            left = executor.end_turn();
             if left > 0 || timers.jump() || spin.goes_on(Instant::now()) {
                 // Out to `block_on`, which looks at the sockets without waiting and comes back.
                 yield_now().await;
@@ -308,7 +314,6 @@ impl EventLoop {
         let start = timers.recent();
         let (mut last_look, mut polls_to_look) = (start, 1);
         let mut polls = 0;
-        executor.begin_turn();
         while executor.run_next() {
             if let Poll::Ready(result) = main.poll_if_due() {
                 return ControlFlow::Break(result);

@@ -1,8 +1,7 @@
 //! The executor: the tasks of one thread, and the queues in which those that are ready stand.
 //!
 //! A task that its own thread wakes goes into a plain queue, as in asyncio's `_ready`. One that another thread wakes
-//! goes into a queue behind a lock, and wakes the thread. Beside the queue of the ready there is one of those that go
-//! last: they have had their burst, and let what becomes ready a moment later run first.
+//! goes into a queue behind a lock, and wakes the thread. A task that has had its burst goes last: see [`Queues`].
 //!
 //! This file knows no sockets and no clock: how long to run, and when to sleep, is the event loop's to say.
 
@@ -10,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,13 +26,7 @@ pub(crate) struct Executor {
 
 /// What only the executor's own thread touches.
 struct Tasks {
-    ready: RefCell<VecDeque<Runnable>>,
-    last: RefCell<VecDeque<Runnable>>,
-    round: Cell<Round>,
-    /// How many polls there were, which numbers them.
-    polls: Cell<u32>,
-    /// The task that is being polled has had its burst: see [`go_last`].
-    goes_last: Cell<bool>,
+    queues: RefCell<Queues>,
     /// The thread sleeps, or is about to, and has to be woken when a task is.
     asleep: Cell<bool>,
     /// A waker for each task whose future is not dropped yet.
@@ -40,14 +34,33 @@ struct Tasks {
     arrivals: Arc<Arrivals>,
 }
 
-/// Whose turn it is: those that are ready, as many as they were when the round began, and then those that go last. So
-/// these wait for each of the others once, and not for those that are ready again at once.
-#[derive(Clone, Copy)]
-enum Round {
-    /// How many are left of each.
-    Ready(usize),
-    Last(usize),
+/// The tasks that are ready.
+///
+/// Those that have had their burst go last: behind all that are ready, behind those that an event makes ready
+/// meanwhile, and behind those that these wake, up to [`MAX_HOPS`] wakes on. So a client that asks something is answered
+/// before them, by several tasks if need be. Tasks that go on and on, by waking themselves or each other, do not hold
+/// them up: while somebody goes last, they go last, too.
+#[derive(Default)]
+struct Queues {
+    /// They run first.
+    ready: VecDeque<Queued>,
+    last: VecDeque<Queued>,
+    /// How many polls there were, which numbers them.
+    polls: u64,
+    /// How many wakes ago the event was that led to the poll that is under way.
+    hops: u8,
+    /// The task that is being polled has had its burst: see [`go_last`].
+    goes_last: bool,
 }
+
+struct Queued {
+    runnable: Runnable,
+    /// How many wakes ago the event was that made it ready.
+    hops: u8,
+}
+
+/// Enough for a request that goes to another task and back, and for a look whether the next is there already.
+const MAX_HOPS: u8 = 3;
 
 /// The tasks that were woken from outside: by another thread, or while the executor did not run.
 struct Arrivals {
@@ -71,11 +84,7 @@ thread_local! {
 impl Executor {
     pub(crate) fn new() -> Executor {
         let tasks = Tasks {
-            ready: RefCell::default(),
-            last: RefCell::default(),
-            round: Cell::new(Round::Ready(0)),
-            polls: Cell::new(0),
-            goes_last: Cell::new(false),
+            queues: RefCell::default(),
             asleep: Cell::new(false),
             alive: RefCell::default(),
             arrivals: Arc::new(Arrivals {
@@ -95,7 +104,7 @@ impl Executor {
         woken: impl Fn() + Send + Sync + 'static,
     ) -> Task<T> {
         let arrivals = self.tasks.arrivals.clone();
-        let schedule = move |runnable, info: ScheduleInfo| {
+        let schedule = move |runnable, info| {
             woken();
             arrivals.schedule(runnable, info);
         };
@@ -121,52 +130,51 @@ impl Executor {
         Entered { arrivals }
     }
 
-    /// Begins a turn, after the sockets have been looked at: what they have made ready runs before those that go last.
+    /// Begins a turn, after the sockets have been looked at. Returns how many tasks are ready.
     ///
-    /// But one of these has its share of each turn, also when others are always ready.
-    pub(crate) fn begin_turn(&self) {
+    /// One of those that go last has its share of each turn, whatever else is ready.
+    pub(crate) fn begin_turn(&self) -> usize {
         self.take_arrivals();
-        let Tasks {
-            ready, last, round, ..
-        } = &*self.tasks;
-        let mut ready = ready.borrow_mut();
-        ready.extend(last.borrow_mut().pop_front());
-        round.set(Round::Ready(ready.len()));
+        self.tasks.asleep.set(false);
+        let mut queues = self.tasks.queues.borrow_mut();
+        let last = queues.last.pop_front();
+        queues.ready.extend(last);
+        queues.len()
+    }
+
+    /// Ends a turn: what is woken from now on is woken by an event. Returns how many tasks are ready.
+    pub(crate) fn end_turn(&self) -> usize {
+        let mut queues = self.tasks.queues.borrow_mut();
+        queues.hops = 0;
+        queues.len()
     }
 
     /// Runs the next task. Returns whether there was one.
     pub(crate) fn run_next(&self) -> bool {
-        let tasks = &*self.tasks;
-        let Some(runnable) = tasks.next() else {
-            return false;
-        };
-        tasks.polls.set(tasks.polls.get().wrapping_add(1));
-        tasks.goes_last.set(false);
-        runnable.run();
-        true
-    }
-
-    /// How many tasks are ready, as far as this thread knows.
-    pub(crate) fn ready(&self) -> usize {
-        self.tasks.ready()
-    }
-
-    /// Takes in the tasks that were woken from outside.
-    pub(crate) fn take_arrivals(&self) {
-        let mut queue = self.tasks.arrivals.lock();
-        self.tasks.ready.borrow_mut().append(&mut queue.runnables);
+        let next = self.tasks.queues.borrow_mut().next();
+        next.map(Runnable::run).is_some()
     }
 
     /// Ready when a task is. Otherwise the next that is woken wakes the thread.
     pub(crate) fn poll_ready(&self) -> Poll<()> {
         self.take_arrivals();
-        let is_ready = self.ready() > 0;
+        let is_ready = self.tasks.queues.borrow().len() > 0;
         self.tasks.asleep.set(!is_ready);
         if is_ready {
             Poll::Ready(())
         } else {
             Poll::Pending
         }
+    }
+
+    /// Takes in the tasks that were woken from outside.
+    fn take_arrivals(&self) {
+        let mut arrivals = self.tasks.arrivals.lock();
+        let mut queues = self.tasks.queues.borrow_mut();
+        let runnables = arrivals.runnables.drain(..);
+        queues
+            .ready
+            .extend(runnables.map(|runnable| Queued { runnable, hops: 0 }));
     }
 }
 
@@ -183,7 +191,7 @@ impl Drop for Executor {
                 .collect();
             wakers.into_iter().for_each(Waker::wake);
             let mut dropped = false;
-            while let Some(runnable) = tasks.next().or_else(|| tasks.arrivals.pop()) {
+            while let Some(runnable) = tasks.pop() {
                 drop(runnable);
                 dropped = true;
             }
@@ -215,12 +223,11 @@ impl Drop for Entered {
     }
 }
 
-/// Wakes `waker` as one that goes last: the task that is being polled now has had its burst. It runs again after those
-/// that are ready have run once, and after those that the next look at the sockets makes ready.
+/// Wakes `waker` as one that goes last: the task that is being polled now has had its burst. See [`Queues`].
 pub(crate) fn go_last(waker: &Waker) {
     CURRENT.with_borrow(|current| {
         if let Some((tasks, _)) = current {
-            tasks.goes_last.set(true);
+            tasks.queues.borrow_mut().goes_last = true;
         }
     });
     waker.wake_by_ref();
@@ -240,30 +247,43 @@ pub(crate) async fn last_turn() {
     .await;
 }
 
-/// The number of the poll that is under way, if an executor runs on this thread.
+/// The number of the poll that is under way, modulo 2³², if an executor runs on this thread.
 pub(crate) fn this_poll() -> Option<u32> {
-    CURRENT.with_borrow(|current| current.as_ref().map(|(tasks, _)| tasks.polls.get()))
+    CURRENT.with_borrow(|current| Some(current.as_ref()?.0.queues.borrow().polls as u32))
 }
 
 impl Tasks {
-    fn next(&self) -> Option<Runnable> {
-        while self.ready() > 0 {
-            let (queue, round) = match self.round.get() {
-                Round::Ready(0) => (None, Round::Last(self.last.borrow().len())),
-                Round::Last(0) => (None, Round::Ready(self.ready.borrow().len())),
-                Round::Ready(left) => (Some(&self.ready), Round::Ready(left - 1)),
-                Round::Last(left) => (Some(&self.last), Round::Last(left - 1)),
-            };
-            self.round.set(round);
-            if let Some(queue) = queue {
-                return queue.borrow_mut().pop_front();
-            }
-        }
-        None
+    /// A task that is ready, wherever it stands.
+    fn pop(&self) -> Option<Runnable> {
+        let next = self.queues.borrow_mut().next();
+        next.or_else(|| self.arrivals.lock().runnables.pop_front())
+    }
+}
+
+impl Queues {
+    /// Takes the next task, which is about to be polled.
+    fn next(&mut self) -> Option<Runnable> {
+        let next = self.ready.pop_front().or_else(|| self.last.pop_front())?;
+        self.polls += 1;
+        self.hops = next.hops;
+        self.goes_last = false;
+        Some(next.runnable)
     }
 
-    fn ready(&self) -> usize {
-        self.ready.borrow().len() + self.last.borrow().len()
+    /// Queues a task that this thread has woken.
+    fn push(&mut self, runnable: Runnable, info: ScheduleInfo) {
+        let has_had_its_burst = info.woken_while_running && mem::take(&mut self.goes_last);
+        let goes_on = self.hops >= MAX_HOPS && !self.last.is_empty();
+        let hops = self.hops.saturating_add(1);
+        let queue = match has_had_its_burst || goes_on {
+            true => &mut self.last,
+            false => &mut self.ready,
+        };
+        queue.push_back(Queued { runnable, hops });
+    }
+
+    fn len(&self) -> usize {
+        self.ready.len() + self.last.len()
     }
 }
 
@@ -277,9 +297,7 @@ impl Arrivals {
                 && Arc::ptr_eq(&tasks.arrivals, self)
                 && let Some(runnable) = runnable.take()
             {
-                let goes_last = info.woken_while_running && tasks.goes_last.take();
-                let queue = if goes_last { &tasks.last } else { &tasks.ready };
-                queue.borrow_mut().push_back(runnable);
+                tasks.queues.borrow_mut().push(runnable, info);
                 if tasks.asleep.take() {
                     thread.wake_by_ref();
                 }
@@ -299,10 +317,6 @@ impl Arrivals {
             Some(thread) => thread.wake(),
             None => self.arrived.notify_one(),
         }
-    }
-
-    fn pop(&self) -> Option<Runnable> {
-        self.lock().runnables.pop_front()
     }
 
     /// Waits for an arrival.

@@ -65,7 +65,7 @@
 //! | `loop.run_until_complete(f)` | [`EventLoop::run`] |
 //! | `loop.create_task(f)` | [`spawn`], [`spawn_named`], [`EventLoop::spawn`] |
 //! | `asyncio.TaskGroup` | [`TaskGroup`] |
-//! | `asyncio.timeout`, `sleep` | [`timeout`], [`sleep`], [`interval`] |
+//! | `asyncio.timeout`, `sleep` | [`timeout`], [`sleep`], [`interval`]; [`yield_now`] for `sleep(0)` |
 //! | `asyncio.to_thread` | [`unblock`] |
 //! | `loop.call_soon_threadsafe` | a [`Waker`](std::task::Waker) or a channel of smol's: see [below](#from-other-threads) |
 //! | `loop.add_signal_handler` | [`signal::shutdown`], [`signal::signals`] |
@@ -117,7 +117,7 @@ mod time;
 pub use address::Address;
 pub use connection::{Closing, Connection};
 pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
-pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table};
+pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table, yield_now};
 pub use report::Report;
 pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Server, WhenFull};
 pub use smol::{Task, unblock};

@@ -5,7 +5,7 @@ use std::future::{Future, pending, poll_fn, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 
@@ -13,7 +13,9 @@ use async_task::Task;
 use futures_lite::FutureExt;
 use futures_lite::future::{block_on, poll_once, yield_now};
 
-use super::{Executor, go_last};
+use super::Executor;
+
+mod order;
 
 impl Executor {
     fn start<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Task<T> {
@@ -25,6 +27,7 @@ impl Executor {
         let _entered = self.enter(Waker::noop().clone());
         self.begin_turn();
         while self.run_next() {}
+        self.end_turn();
     }
 }
 
@@ -117,8 +120,8 @@ fn tasks_may_be_large_and_may_end_at_once_or_after_many_polls() {
     let executor = Executor::new();
     let large = executor.start(async {
         let mut bytes = [1_u8; 10_000];
-        for n in 0..10 {
-            bytes[n] += 1;
+        for byte in bytes.iter_mut().take(10) {
+            *byte += 1;
             yield_now().await;
         }
         bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>()
@@ -171,79 +174,6 @@ fn a_task_runs_on_its_own_executor_only() {
     drop(task);
 }
 
-#[test]
-fn those_that_go_last_wait_for_each_of_the_others_once() {
-    let executor = Executor::new();
-    let log = Rc::new(RefCell::new(String::new()));
-    let task = |name: char, is_last: bool| {
-        let (log, mut polls) = (log.clone(), 0);
-        executor.start(poll_fn(move |cx| {
-            log.borrow_mut().push(name);
-            polls += 1;
-            match polls {
-                4 => return Poll::Ready(()),
-                _ if is_last => go_last(cx.waker()),
-                _ => cx.waker().wake_by_ref(),
-            }
-            Poll::Pending
-        }))
-    };
-    let tasks = [task('x', true), task('a', false), task('b', false)];
-    executor.turn();
-    tasks.into_iter().for_each(block_on);
-    // x is polled among the others once, and from then on after both have been.
-    assert_eq!(*log.borrow(), "xabxabxabxab");
-    log.borrow_mut().clear();
-    let tasks = [task('x', true), task('y', true), task('a', false)];
-    // Turns of a single poll: those that go last have one of two, and take turns.
-    while !tasks.iter().all(Task::is_finished) {
-        let _entered = executor.enter(Waker::noop().clone());
-        executor.begin_turn();
-        executor.run_next();
-    }
-    assert_eq!(log.borrow().len(), 12);
-    assert!(log.borrow().starts_with("xya"), "{}", log.borrow());
-}
-
-#[test]
-fn what_a_look_makes_ready_runs_before_those_that_go_last() {
-    let executor = Executor::new();
-    let log = Rc::new(RefCell::new(String::new()));
-    let event = Rc::new(Cell::new(None::<Waker>));
-    let busy = |name: char| {
-        let log = log.clone();
-        poll_fn::<(), _>(move |cx| {
-            log.borrow_mut().push(name);
-            go_last(cx.waker());
-            Poll::Pending
-        })
-    };
-    let waits = {
-        let (log, event) = (log.clone(), event.clone());
-        poll_fn::<(), _>(move |cx| {
-            log.borrow_mut().push('e');
-            event.set(Some(cx.waker().clone()));
-            Poll::Pending
-        })
-    };
-    let _tasks = (
-        executor.start(busy('x')),
-        executor.start(busy('y')),
-        executor.start(waits),
-    );
-    let _entered = executor.enter(Waker::noop().clone());
-    executor.begin_turn();
-    for _ in 0..3 {
-        executor.run_next();
-    }
-    event.take().unwrap().wake();
-    executor.begin_turn();
-    for _ in 0..3 {
-        executor.run_next();
-    }
-    assert_eq!(*log.borrow(), "xyeexy");
-}
-
 struct Wakes(AtomicUsize);
 
 impl Wake for Wakes {
@@ -277,7 +207,7 @@ fn a_wake_wakes_the_thread_if_it_sleeps_or_comes_from_another() {
         scope.spawn(|| waker.wake_by_ref());
     });
     assert_eq!(count(), 2, "another thread has woken the task");
-    assert_eq!(executor.ready(), 0, "it has not arrived");
+    assert_eq!(executor.end_turn(), 0, "it has not arrived");
     assert!(executor.poll_ready().is_ready());
     drop(task);
 }
@@ -320,12 +250,154 @@ fn the_end_drops_every_future_on_its_thread_whatever_other_threads_do() {
             }
             drop(wakers);
             drop(executor);
-            assert_eq!(drops.0.get(), tasks);
-            assert_eq!(drops.1.get(), Some(thread::current().id()));
+            let dropped = (drops.0.get(), drops.1.get());
             is_over.store(true, Ordering::Relaxed);
+            assert_eq!(dropped, (tasks, Some(thread::current().id())));
         });
         assert_eq!(drops.0.get(), tasks);
     }
+}
+
+#[test]
+fn a_sleeping_thread_is_woken_whenever_another_thread_wakes_a_task() {
+    let rounds = if cfg!(miri) { 30 } else { 3_000 };
+    let executor = Executor::new();
+    let (to, wakers) = mpsc::channel::<Waker>();
+    let other = thread::spawn(move || wakers.into_iter().for_each(Waker::wake));
+    let mut polls = 0;
+    let task = executor.start(poll_fn(move |cx| {
+        polls += 1;
+        if polls == rounds {
+            return Poll::Ready(polls);
+        }
+        to.send(cx.waker().clone()).unwrap();
+        Poll::Pending
+    }));
+    let thread = block_on(poll_fn(|cx| Poll::Ready(cx.waker().clone())));
+    let _entered = executor.enter(thread);
+    while !task.is_finished() {
+        block_on(poll_fn(|_| executor.poll_ready()));
+        executor.begin_turn();
+        while executor.run_next() {}
+    }
+    other.join().unwrap();
+}
+
+#[test]
+fn a_destructor_may_wake_spawn_and_cancel() {
+    struct Act(Option<Box<dyn FnOnce()>>);
+    impl Drop for Act {
+        fn drop(&mut self) {
+            self.0.take().unwrap()();
+        }
+    }
+    let (executor, drops) = (Rc::new(Executor::new()), Drops::default());
+    let (to, wakers) = mpsc::channel();
+    let mut others: Vec<Task<()>> = (0..3)
+        .map(|_| executor.start(give_wakers(drops.held(), to.clone())))
+        .collect();
+    let act = |others: Vec<Task<()>>| {
+        let (weak, wakers) = (
+            Rc::downgrade(&executor),
+            wakers.try_iter().collect::<Vec<_>>(),
+        );
+        Act(Some(Box::new(move || {
+            wakers.into_iter().for_each(Waker::wake);
+            drop(others);
+            if let Some(executor) = weak.upgrade() {
+                executor.start(ready(())).detach();
+            }
+        })))
+    };
+    executor.turn();
+    // Once while the executor runs, with two of three others, and once at its end.
+    for others in [others.split_off(1), others] {
+        let act = act(others);
+        let task = executor.start(async move {
+            pending::<()>().await;
+            drop(act);
+        });
+        executor.turn();
+        if drops.0.get() == 0 {
+            drop(task);
+            executor.turn();
+            assert_eq!(drops.0.get(), 2);
+        } else {
+            task.detach();
+        }
+    }
+    drop(executor);
+    assert_eq!(drops.0.get(), 3);
+}
+
+#[test]
+fn an_executor_may_run_within_a_task_of_another() {
+    let (outer, inner) = (Executor::new(), Rc::new(Executor::new()));
+    let task = outer.start(async move {
+        yield_now().await;
+        let task = inner.start(async {
+            yield_now().await;
+            7
+        });
+        inner.turn();
+        yield_now().await;
+        task.await
+    });
+    outer.turn();
+    outer.turn();
+    assert_eq!(block_on(task), 7);
+}
+
+#[test]
+fn one_task_may_await_thousands() {
+    let tasks = if cfg!(miri) { 50 } else { 50_000 };
+    let executor = Executor::new();
+    let tasks: Vec<Task<usize>> = (0..tasks).map(|n| executor.start(ready(n))).collect();
+    let all = executor.start(async {
+        for (n, task) in tasks.into_iter().enumerate() {
+            assert_eq!(task.await, n);
+        }
+    });
+    executor.turn();
+    block_on(all);
+    assert!(executor.tasks.alive.borrow().is_empty());
+}
+
+#[test]
+fn the_end_waits_for_a_task_that_another_thread_is_about_to_queue() {
+    struct Tell(mpsc::Sender<()>);
+    impl Drop for Tell {
+        fn drop(&mut self) {
+            self.0.send(()).unwrap();
+        }
+    }
+    let (executor, drops) = (Executor::new(), Drops::default());
+    let (to, wakers) = mpsc::channel();
+    let (is_marked, marked) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let (own, may_go) = (thread::current().id(), Mutex::new(may_go));
+    // Called with the task marked as one that is queued, and not in a queue yet.
+    let woken = move || {
+        if thread::current().id() != own {
+            is_marked.send(()).unwrap();
+            may_go.lock().unwrap().recv().unwrap();
+        }
+    };
+    let task = give_wakers(drops.held(), to);
+    executor.spawn(task, woken).detach();
+    let tell = Tell(go);
+    let holds = async move {
+        pending::<()>().await;
+        drop(tell);
+    };
+    executor.start(holds).detach();
+    executor.turn();
+    let waker = wakers.recv().unwrap();
+    let other = thread::spawn(move || waker.wake());
+    marked.recv().unwrap();
+    drop(executor);
+    assert_eq!(drops.0.get(), 1);
+    other.join().unwrap();
 }
 
 #[test]

@@ -6,17 +6,19 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_lite::future::{yield_now, zip};
+use futures_lite::future::zip;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
 use smol::channel;
 use tinyloop::testing::{Faults, pipe};
 use tinyloop::{
-    CHUNK, Connection, EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn, timeout,
+    CHUNK, Connection, EventLoop, Task, TimedOut, interval, now, sleep, sleep_until, spawn,
+    timeout, yield_now,
 };
 
 use crate::support::{
@@ -656,5 +658,79 @@ fn the_test_clock_stands_still_while_a_task_can_run() {
         }
         assert_eq!(now(), start);
         assert!(!alarm.is_finished());
+    });
+}
+
+#[test]
+fn a_loop_ends_whole_while_eight_threads_wake_its_thousands_of_tasks() {
+    within_deadline(|| {
+        let event_loop = EventLoop::new().unwrap();
+        let token = Rc::new(());
+        let (to, wakers) = mpsc::channel();
+        for _ in 0..4000 {
+            let (to, held) = (to.clone(), token.clone());
+            let give_wakers = async move {
+                poll_fn::<(), _>(|cx| {
+                    to.send(cx.waker().clone()).ok();
+                    Poll::Pending
+                })
+                .await;
+                drop(held);
+            };
+            event_loop.spawn(give_wakers).detach();
+        }
+        event_loop.run(yield_now());
+        let wakers: Vec<Waker> = wakers.try_iter().collect();
+        assert_eq!(wakers.len(), 4000);
+        let is_gone = AtomicBool::new(false);
+        let (wakes, woken) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                let (wakers, wakes, is_gone) = (wakers.clone(), wakes.clone(), &is_gone);
+                scope.spawn(move || {
+                    wakes.send(()).unwrap();
+                    while !is_gone.load(Ordering::Relaxed) {
+                        wakers.iter().for_each(Waker::wake_by_ref);
+                    }
+                });
+            }
+            woken.iter().take(8).for_each(drop);
+            event_loop.run(yield_now());
+            drop(event_loop);
+            let held = Rc::strong_count(&token);
+            is_gone.store(true, Ordering::Relaxed);
+            assert_eq!(held, 1);
+        });
+    });
+}
+
+#[test]
+fn a_task_that_yields_and_a_connection_that_has_had_its_burst_take_turns() {
+    run_on_test_clock(async || {
+        let (lines, received) = channel::unbounded();
+        let (connection, mut peer) = pipe(Faults::none());
+        let most_waiting = Rc::new(Cell::new(0));
+        let most = most_waiting.clone();
+        // As in a chat: one task takes lines in, another writes them to somebody who reads all the time.
+        let listen = spawn(async move {
+            let mut connection = connection;
+            while let Ok(line) = received.recv().await {
+                most.set(most.get().max(received.len()));
+                connection.write_all(line).await.unwrap();
+            }
+        });
+        let read = spawn(async move {
+            let mut text = String::new();
+            peer.read_to_string(&mut text).await.unwrap();
+            text.len()
+        });
+        for _ in 0..5000 {
+            lines.send(b"hello\n").await.unwrap();
+            yield_now().await;
+        }
+        drop(lines);
+        listen.await;
+        assert_eq!(read.await, 30_000);
+        assert!(most_waiting.get() <= 2, "{} lines", most_waiting.get());
     });
 }

@@ -148,6 +148,19 @@ fn the_chat_passes_nothing_on_that_harms_a_terminal() {
     bob.is_told(&format!("{}: {}", ann.number, "x".repeat(1024)));
 }
 
+#[test]
+fn whoever_reads_all_the_time_misses_no_line_of_a_long_text() {
+    const LINES: u32 = 5000;
+    let program = start("chat");
+    let mut ann = Guest::enter(program.addr(), 0);
+    let mut bob = Guest::enter(program.addr(), 1);
+    let text: String = (0..LINES).map(|n| format!("line {n}\n")).collect();
+    ann.say(text.as_bytes());
+    for n in 0..LINES {
+        bob.is_told(&format!("{}: line {n}", ann.number));
+    }
+}
+
 /// Connects with a receive buffer as small as the system has it.
 fn with_a_small_window(addr: SocketAddr) -> TcpStream {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
