@@ -216,21 +216,40 @@ impl Stream for Interval {
         self.missed = self
             .missed
             .saturating_add(u64::try_from(skipped).unwrap_or(u64::MAX));
-        let ticks = u32::try_from(skipped + 1).unwrap_or(u32::MAX);
-        let next = due + self.period.saturating_mul(ticks).min(FAR_AWAY);
+        let last_due = due + (late - remainder(late, self.period));
+        let next = later(last_due, self.period);
         self.sleep.reset(next);
         Poll::Ready(Some(due))
     }
 }
 
-/// What stands for "never" where an `Instant` would overflow: 30 years.
-const FAR_AWAY: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+/// What is left of `dividend` when `divisor` is taken from it as often as possible.
+fn remainder(dividend: Duration, divisor: Duration) -> Duration {
+    const NANOS_PER_SECOND: u128 = 1_000_000_000;
+    let nanos = dividend.as_nanos() % divisor.as_nanos();
+    Duration::new(
+        (nanos / NANOS_PER_SECOND) as u64,
+        (nanos % NANOS_PER_SECOND) as u32,
+    )
+}
 
-/// `instant + duration`, which does not overflow.
+/// A deadline that is further away than this never comes: a century. A test clock that jumped there would soon be where
+/// instants end.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// `instant + duration`, or the last instant that there is.
 pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
-    instant
-        .checked_add(duration)
-        .unwrap_or_else(|| instant + FAR_AWAY)
+    if let Some(later) = instant.checked_add(duration) {
+        return later;
+    }
+    let (mut last, mut step) = (instant, duration);
+    while !step.is_zero() {
+        match last.checked_add(step) {
+            Some(later) => last = later,
+            None => step /= 2,
+        }
+    }
+    last
 }
 
 /// One loop's timers and its clock.
@@ -310,10 +329,10 @@ impl Timers {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting
-            .borrow()
-            .first_key_value()
-            .map(|(&(deadline, _), _)| deadline)
+        let waiting = self.waiting.borrow();
+        let (&(deadline, _), _) = waiting.first_key_value()?;
+        let left = deadline.saturating_duration_since(self.recent());
+        (left <= NEVER).then_some(deadline)
     }
 
     /// Wakes every timer whose deadline is over. Returns whether there was one.
@@ -358,6 +377,7 @@ impl Timers {
         let id = self.last_id.get() + 1;
         self.last_id.set(id);
         id
+    /// The earliest deadline, if it is not [`NEVER`].
     }
 }
 

@@ -5,6 +5,7 @@ mod echo;
 mod event_loop;
 mod examples;
 mod faults;
+mod far_ends;
 mod faulty_pipe;
 mod models;
 mod monitor;
