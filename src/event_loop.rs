@@ -7,6 +7,7 @@
 //!
 //! smol keeps one helper thread of its own, which looks at the sockets while no loop does.
 
+mod reactor;
 mod spin;
 
 use std::borrow::Cow;
@@ -14,14 +15,13 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
-use std::os::unix::net::UnixStream;
 use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
@@ -34,6 +34,8 @@ use crate::task_table::{Entry, Label, Line, SlowPoll, SlowPolls, TaskTable, Watc
 use crate::time::Timers;
 
 use spin::Spin;
+
+pub(crate) use reactor::check_threads;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
 /// shorter costs system calls: a look is five of them in smol's reactor. So while looks find nothing and more is ready,
@@ -50,12 +52,30 @@ const TEST_TURN_POLLS: u32 = 16;
 
 /// Runs `main` on a new event loop and returns its result.
 ///
-/// Tasks that are still running when `main` ends are cancelled and dropped before `run` returns.
+/// Tasks that are still running when `main` ends are cancelled and dropped before `run` returns. The same holds when
+/// `main` panics.
+///
+/// # Destructors
+///
+/// While a loop is dropped, the destructors in its tasks may use it: [`now`](crate::now) reads its clock, and
+/// [`sleep`](crate::sleep) makes a future. A task that a destructor spawns does not run: its future is dropped, too. So
+/// a task whose destructor always spawns another keeps the loop from ending. If another loop runs on the thread at that
+/// moment, the destructors use that one, and what they spawn runs there. A destructor may also `run` a loop of its own,
+/// if none runs.
+///
+/// A panic in such a destructor ends the process.
+///
+/// # After fork
+///
+/// No loop runs in a child process that was forked from a process in which a loop has run: smol's reactor waits for its
+/// thread, which stays in the parent. `run` panics in such a child, and [`EventLoop::new`] returns an error. A child
+/// that was forked inside a running loop must not return to that loop: both processes would share one epoll instance.
+/// Fork before the first loop, or let the child become another program (`std::process::Command`).
 ///
 /// # Panics
 ///
 /// If `main` panics; if a loop runs on this thread already; if the system has no descriptors or threads left for a
-/// loop ([`EventLoop::new`] returns that as an error).
+/// loop, or this process was forked after a loop ([`EventLoop::new`] returns these two as an error).
 #[track_caller]
 pub fn run<T>(main: impl Future<Output = T>) -> T {
     match EventLoop::new() {
@@ -70,9 +90,12 @@ pub fn run<T>(main: impl Future<Output = T>) -> T {
 /// awaiting it gives its result, or its panic. A task's panic reaches whoever awaits it and nobody else.
 /// But a value that panics when it is dropped with a cancelled task ends the process.
 ///
+/// A handle may outlive its loop. Awaiting it then gives the result of a task that had finished, and panics if the task
+/// was dropped with its loop.
+///
 /// # Panics
 ///
-/// Outside a running event loop.
+/// Outside a running event loop. A destructor may call it while its loop is dropped: see [`run`](run#destructors).
 #[track_caller]
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     current("spawn").spawn(Label::new(Location::caller()), future)
@@ -122,10 +145,10 @@ pub fn on_slow_poll(threshold: Duration, report: impl FnMut(&SlowPoll) + 'static
     event_loop.slow_polls.set(threshold, report);
 }
 
-/// The loop that runs on this thread.
+/// The loop that runs on this thread, or is being dropped.
 #[track_caller]
 pub(crate) fn current(caller: &str) -> Rc<Inner> {
-    CURRENT.with_borrow(|current| match current {
+    CURRENT.with(|current| match &*current.borrow() {
         Some(event_loop) => event_loop.clone(),
         None => panic!("tinyloop::{caller} was called outside a running event loop"),
     })
@@ -135,7 +158,9 @@ pub(crate) fn current(caller: &str) -> Rc<Inner> {
 ///
 /// [`run`] is the short way to one. An `EventLoop` of one's own can run again, with the tasks that are left from the
 /// run before. Dropping it cancels its tasks and drops their futures, on this thread, whatever other threads do at that
-/// moment; a wake after that does nothing. The destructors run outside the loop, where [`spawn`] panics.
+/// moment; a wake after that does nothing. What the destructors may do is written at [`run`](run#destructors).
+///
+/// It may stand in a `thread_local!`: then it ends with its thread.
 pub struct EventLoop {
     /// Shared with the thread's slot while the loop runs. Tasks reach it through the slot only, never by a reference
     /// of their own, so that dropping the loop always drops its tasks.
@@ -192,8 +217,10 @@ impl Inner {
 }
 
 thread_local! {
-    /// The loop that runs on this thread.
-    static CURRENT: RefCell<Option<Rc<Inner>>> = const { RefCell::new(None) };
+    /// The loop that runs on this thread, or is being dropped. Without a destructor, so that it is there to the very end
+    /// of the thread, where the destructor of another thread-local may drop a loop. It is empty by then.
+    static CURRENT: ManuallyDrop<RefCell<Option<Rc<Inner>>>> =
+        const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
 impl EventLoop {
@@ -201,7 +228,8 @@ impl EventLoop {
     ///
     /// # Errors
     ///
-    /// If the system has no descriptors or threads left for smol's reactor, which the process's first loop starts.
+    /// If the system has no descriptors or threads left for smol's reactor, which the process's first loop starts. If this
+    /// process was forked from one that has started it: see [`run`](run#after-fork).
     pub fn new() -> io::Result<EventLoop> {
         EventLoop::with_timers(Timers::new())
     }
@@ -220,7 +248,7 @@ impl EventLoop {
     }
 
     fn with_timers(timers: Timers) -> io::Result<EventLoop> {
-        start_reactor()
+        reactor::start()
             .map_err(|error| io_error::explain("cannot start the event loop", &error))?;
         let inner = Inner {
             executor: Executor::new(),
@@ -239,9 +267,13 @@ impl EventLoop {
     ///
     /// # Panics
     ///
-    /// If `main` panics, or if a loop runs on this thread already.
+    /// If `main` panics, if a loop runs on this thread already, or if this process was forked after a loop: see
+    /// [`run`](run#after-fork).
     #[track_caller]
     pub fn run<T>(&self, main: impl Future<Output = T>) -> T {
+        if let Err(error) = reactor::check_process() {
+            panic!("{error}");
+        }
         let entry = Entry::of_main(Location::caller());
         let _running = Running::enter(&self.inner, entry.clone());
         smol::block_on(self.turns(main, entry))
@@ -349,34 +381,79 @@ impl fmt::Debug for EventLoop {
     }
 }
 
-/// The time between entering a loop and leaving it, by a panic too. Holds the thread's slots.
-struct Running;
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        let Inner {
+            executor, timers, ..
+        } = &*self.inner;
+        timers.set_recent(Instant::now());
+        let _current = (!Running::on_this_thread()).then(|| Current::enter(&self.inner));
+        executor.end();
+        timers.end();
+    }
+}
 
-impl Running {
+/// The time in which a loop is the current one of its thread.
+struct Current {
+    before: Option<Rc<Inner>>,
+}
+
+impl Current {
+    fn enter(event_loop: &Rc<Inner>) -> Current {
+        let before = Current::replace(Some(event_loop.clone()));
+        Current { before }
+    }
+
+    fn replace(event_loop: Option<Rc<Inner>>) -> Option<Rc<Inner>> {
+        Timers::set_current(event_loop.as_ref().map(|inner| inner.timers.clone()));
+        CURRENT.with(|current| current.replace(event_loop))
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        Current::replace(self.before.take());
+    }
+}
+
+/// The time between entering a loop to run it and leaving it, by a panic too.
+struct Running<'r> {
+    event_loop: &'r Inner,
+    // Held for its drop.
+    _current: Current,
+}
+
+impl Running<'_> {
     #[track_caller]
-    fn enter(event_loop: &Rc<Inner>, main: Arc<Entry>) -> Running {
-        let before = CURRENT.with_borrow(Option::is_some);
+    fn enter(event_loop: &Rc<Inner>, main: Arc<Entry>) -> Running<'_> {
         assert!(
-            !before,
+            !Running::on_this_thread(),
             "an event loop runs on this thread already: a loop cannot run inside another"
         );
-        CURRENT.set(Some(event_loop.clone()));
-        Timers::set_current(Some(event_loop.timers.clone()));
+        event_loop.timers.set_running(true);
         event_loop.main.replace(Some(main));
         if let Some(table) = event_loop.table.get() {
             event_loop.show_main(table);
         }
-        Running
+        Running {
+            _current: Current::enter(event_loop),
+            event_loop,
+        }
+    }
+
+    fn on_this_thread() -> bool {
+        CURRENT.with(|current| {
+            let current = current.borrow();
+            current.as_ref().is_some_and(|it| it.timers.is_running())
+        })
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        Timers::set_current(None);
-        if let Some(event_loop) = CURRENT.take() {
-            event_loop.main.take();
-            event_loop.main_line.take();
-        }
+        self.event_loop.timers.set_running(false);
+        self.event_loop.main.take();
+        self.event_loop.main_line.take();
     }
 }
 
@@ -448,20 +525,4 @@ impl Future for Alarm {
         }
         Poll::Pending
     }
-}
-
-/// Starts smol's reactor and its thread, once in a process.
-///
-/// They start by themselves on first use, but panic when the system refuses. So we first see whether as many
-/// descriptors (its epoll, eventfd and timerfd, and one to spare) and a thread can be had.
-fn start_reactor() -> io::Result<()> {
-    static STARTED: OnceLock<()> = OnceLock::new();
-    if STARTED.get().is_none() {
-        let descriptors = (UnixStream::pair()?, UnixStream::pair()?);
-        thread::Builder::new().spawn(|| ())?.join().ok();
-        drop(descriptors);
-        smol::block_on(yield_now());
-        STARTED.get_or_init(|| ());
-    }
-    Ok(())
 }

@@ -168,10 +168,9 @@ impl Executor {
             Poll::Pending
         }
     }
-}
 
-impl Drop for Executor {
-    fn drop(&mut self) {
+    /// Drops the futures of all tasks, and of those that are spawned meanwhile. A wake after that does nothing.
+    pub(crate) fn end(&self) {
         let tasks = &*self.tasks;
         while !tasks.alive.borrow().is_empty() {
             // Who waits is woken, and so stands in a queue like the others. To drop it there is to drop its future.
@@ -193,6 +192,12 @@ impl Drop for Executor {
                 tasks.arrivals.wait();
             }
         }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -2,10 +2,11 @@
 
 mod binary;
 mod echo;
+mod ends;
 mod event_loop;
 mod examples;
-mod faults;
 mod far_ends;
+mod faults;
 mod faulty_pipe;
 mod models;
 mod monitor;
