@@ -7,32 +7,36 @@
 //!
 //! smol keeps one helper thread of its own, which looks at the sockets while no loop does.
 
+mod alarm;
+mod main_future;
 mod reactor;
 mod spin;
 
 use std::borrow::Cow;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
-use smol::{Task, Timer};
+use smol::Task;
 
 use crate::executor::Executor;
 use crate::io_error;
 use crate::task_table::{Entry, Label, Line, SlowPoll, SlowPolls, TaskTable, Watched};
 use crate::time::Timers;
 
+use alarm::Alarm;
+use main_future::Main;
 use spin::Spin;
 
 pub(crate) use reactor::check_threads;
@@ -58,19 +62,16 @@ const TEST_TURN_POLLS: u32 = 16;
 /// # Destructors
 ///
 /// While a loop is dropped, the destructors in its tasks may use it: [`now`](crate::now) reads its clock, and
-/// [`sleep`](crate::sleep) makes a future. A task that a destructor spawns does not run: its future is dropped, too. So
-/// a task whose destructor always spawns another keeps the loop from ending. If another loop runs on the thread at that
-/// moment, the destructors use that one, and what they spawn runs there. A destructor may also `run` a loop of its own,
-/// if none runs.
-///
-/// A panic in such a destructor ends the process.
+/// [`sleep`](crate::sleep) makes a future. A task that a destructor spawns then does not run: its future is dropped, too.
+/// (A destructor that always spawns a task with another such destructor keeps the loop from ending.) If another loop
+/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` one of their own. A panic
+/// in such a destructor ends the process.
 ///
 /// # After fork
 ///
-/// No loop runs in a child process that was forked from a process in which a loop has run: smol's reactor waits for its
-/// thread, which stays in the parent. `run` panics in such a child, and [`EventLoop::new`] returns an error. A child
-/// that was forked inside a running loop must not return to that loop: both processes would share one epoll instance.
-/// Fork before the first loop, or let the child become another program (`std::process::Command`).
+/// A process that was forked from one in which a loop has run can run none, since the thread of smol's reactor stays in
+/// the parent: `run` panics there, and [`EventLoop::new`] returns an error. A process that was forked inside a running
+/// loop must not return to that loop: both would share one epoll instance. `std::process::Command` is not affected.
 ///
 /// # Panics
 ///
@@ -90,8 +91,7 @@ pub fn run<T>(main: impl Future<Output = T>) -> T {
 /// awaiting it gives its result, or its panic. A task's panic reaches whoever awaits it and nobody else.
 /// But a value that panics when it is dropped with a cancelled task ends the process.
 ///
-/// A handle may outlive its loop. Awaiting it then gives the result of a task that had finished, and panics if the task
-/// was dropped with its loop.
+/// A handle may outlive its loop: awaiting it gives the result of a task that had finished, and panics otherwise.
 ///
 /// # Panics
 ///
@@ -158,9 +158,8 @@ pub(crate) fn current(caller: &str) -> Rc<Inner> {
 ///
 /// [`run`] is the short way to one. An `EventLoop` of one's own can run again, with the tasks that are left from the
 /// run before. Dropping it cancels its tasks and drops their futures, on this thread, whatever other threads do at that
-/// moment; a wake after that does nothing. What the destructors may do is written at [`run`](run#destructors).
-///
-/// It may stand in a `thread_local!`: then it ends with its thread.
+/// moment; a wake after that does nothing. What the destructors may do is written at [`run`](run#destructors). In a
+/// `thread_local!` it ends with its thread.
 pub struct EventLoop {
     /// Shared with the thread's slot while the loop runs. Tasks reach it through the slot only, never by a reference
     /// of their own, so that dropping the loop always drops its tasks.
@@ -383,13 +382,11 @@ impl fmt::Debug for EventLoop {
 
 impl Drop for EventLoop {
     fn drop(&mut self) {
-        let Inner {
-            executor, timers, ..
-        } = &*self.inner;
-        timers.set_recent(Instant::now());
-        let _current = (!Running::on_this_thread()).then(|| Current::enter(&self.inner));
-        executor.end();
-        timers.end();
+        let inner = &self.inner;
+        inner.timers.set_recent(Instant::now());
+        let _current = (!Timers::run_on_this_thread()).then(|| Current::enter(inner.clone()));
+        inner.executor.end();
+        inner.timers.end();
     }
 }
 
@@ -399,8 +396,8 @@ struct Current {
 }
 
 impl Current {
-    fn enter(event_loop: &Rc<Inner>) -> Current {
-        let before = Current::replace(Some(event_loop.clone()));
+    fn enter(event_loop: Rc<Inner>) -> Current {
+        let before = Current::replace(Some(event_loop));
         Current { before }
     }
 
@@ -427,7 +424,7 @@ impl Running<'_> {
     #[track_caller]
     fn enter(event_loop: &Rc<Inner>, main: Arc<Entry>) -> Running<'_> {
         assert!(
-            !Running::on_this_thread(),
+            !Timers::run_on_this_thread(),
             "an event loop runs on this thread already: a loop cannot run inside another"
         );
         event_loop.timers.set_running(true);
@@ -436,16 +433,9 @@ impl Running<'_> {
             event_loop.show_main(table);
         }
         Running {
-            _current: Current::enter(event_loop),
+            _current: Current::enter(event_loop.clone()),
             event_loop,
         }
-    }
-
-    fn on_this_thread() -> bool {
-        CURRENT.with(|current| {
-            let current = current.borrow();
-            current.as_ref().is_some_and(|it| it.timers.is_running())
-        })
     }
 }
 
@@ -454,75 +444,5 @@ impl Drop for Running<'_> {
         self.event_loop.timers.set_running(false);
         self.event_loop.main.take();
         self.event_loop.main_line.take();
-    }
-}
-
-/// The main future. It is no task, since it need not be `'static`; but it has its turn as one: a task stands in for it
-/// in the queue of the ready.
-struct Main<'r, F> {
-    future: Pin<&'r mut F>,
-    /// Set when it is the main future's turn: the waker of the task that stands in for it.
-    turn: Rc<Cell<Option<Waker>>>,
-    entry: Arc<Entry>,
-    slow_polls: &'r SlowPolls,
-}
-
-impl<F: Future> Main<'_, F> {
-    fn stand_in(&self, executor: &Executor) -> Task<()> {
-        let (turn, entry) = (self.turn.clone(), self.entry.clone());
-        let stand_in = poll_fn(move |cx| {
-            turn.set(Some(cx.waker().clone()));
-            Poll::Pending
-        });
-        executor.spawn(stand_in, move || entry.woken())
-    }
-
-    fn poll_if_due(&mut self) -> Poll<F::Output> {
-        let Some(waker) = self.turn.take() else {
-            return Poll::Pending;
-        };
-        self.entry.begin_poll();
-        let polled = self.future.as_mut().poll(&mut Context::from_waker(&waker));
-        let duration = self.entry.end_poll();
-        self.slow_polls.check(&self.entry, duration);
-        polled
-    }
-}
-
-/// The one smol timer that wakes the sleeping loop for its own timers.
-///
-/// It is set when the loop goes to sleep, and only to an earlier instant than before: when the earliest timer was
-/// cancelled, the loop wakes once for nothing, which is cheaper than setting it anew each time.
-struct Alarm {
-    timer: Timer,
-    deadline: Option<Instant>,
-}
-
-impl Alarm {
-    fn new() -> Alarm {
-        Alarm {
-            timer: Timer::never(),
-            deadline: None,
-        }
-    }
-
-    fn set(&mut self, deadline: Option<Instant>) {
-        let Some(deadline) = deadline else { return };
-        if self.deadline.is_none_or(|set| deadline < set) {
-            self.timer.set_at(deadline);
-            self.deadline = Some(deadline);
-        }
-    }
-}
-
-impl Future for Alarm {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.timer.poll(cx).is_ready() {
-            self.deadline = None;
-            return Poll::Ready(());
-        }
-        Poll::Pending
     }
 }

@@ -346,6 +346,11 @@ impl Timers {
         self.is_running.get()
     }
 
+    /// Whether a loop runs on this thread.
+    pub(crate) fn run_on_this_thread() -> bool {
+        Timers::current().is_some_and(|timers| timers.is_running())
+    }
+
     pub(crate) fn set_running(&self, is_running: bool) {
         self.is_running.set(is_running);
     }
