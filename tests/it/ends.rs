@@ -1,5 +1,10 @@
 //! What outlives its loop, and what a loop takes with it: threads, sleeps, groups, destructors, and forked processes.
 
+#![expect(
+    clippy::async_yields_async,
+    reason = "futures that outlive their loop are what this file is about"
+)]
+
 use std::cell::RefCell;
 use std::future::pending;
 use std::net::TcpStream;
@@ -479,6 +484,9 @@ fn a_loop_may_be_dropped_by_a_destructor_of_another() {
 
 // Processes.
 
+/// Not what a process ends with whose only thread panics.
+const RIGHT: i32 = 42;
+
 #[test]
 fn a_forked_process_is_told_that_it_can_run_no_loop() {
     in_a_process_of_its_own(|| {
@@ -497,7 +505,7 @@ fn a_forked_process_is_told_that_it_can_run_no_loop() {
                         && of_new == in_run
                         && in_an_old_one == message;
                     eprintln!("{in_run}\n{of_new}\n{in_an_old_one}");
-                    process::exit(if right { 0 } else { 1 });
+                    process::exit(if right { RIGHT } else { 1 });
                 }
             };
             // The parent's go on.
@@ -512,7 +520,7 @@ fn a_forked_process_is_told_that_it_can_run_no_loop() {
                 }
                 thread::sleep(MILLISECOND);
             };
-            assert_eq!(status.exit_status(), Some(0), "{status:?}");
+            assert_eq!(status.exit_status(), Some(RIGHT), "{status:?}");
         });
     });
 }
