@@ -64,8 +64,8 @@ const TEST_TURN_POLLS: u32 = 16;
 /// While a loop is dropped, the destructors in its tasks may use it: [`now`](crate::now) reads its clock, and
 /// [`sleep`](crate::sleep) makes a future. A task that a destructor spawns then does not run: its future is dropped, too.
 /// (A destructor that always spawns a task with another such destructor keeps the loop from ending.) If another loop
-/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` one of their own. A panic
-/// in such a destructor ends the process.
+/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` one of their own. If a
+/// destructor in a spawned task panics, the process ends.
 ///
 /// # After fork
 ///
@@ -236,7 +236,8 @@ impl EventLoop {
     /// Makes a loop whose time stands still while a task can run, and jumps to the next deadline when none can.
     ///
     /// Everything in this crate that waits for time follows it, so a test of an hour's timeout takes no time. The
-    /// clock does not know of what happens outside the loop: it also jumps while a socket or a thread is waited for.
+    /// clock does not know of what happens outside the loop: it also jumps while a socket or a thread is waited for. It does
+    /// not jump by more than a century: a deadline that is further away never comes.
     ///
     /// # Errors
     ///
