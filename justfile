@@ -14,6 +14,11 @@ test:
 soak *arguments:
     TINYLOOP_SOAK=1 cargo test --release --locked --test it -- faults:: --include-ignored --nocapture --test-threads 1 {{arguments}}
 
+# Change a file's code in many small ways, and list the changes that no test notices: just mutants src/time.rs. Hours for
+# all the tests; just mutants src/time.rs -- --test it -- time:: for some. Once before: cargo install cargo-mutants --locked.
+mutants file *arguments:
+    cargo mutants --jobserver=false --file {{file}} {{arguments}}
+
 # Check the format and the lints.
 lint:
     cargo fmt --check

@@ -7,32 +7,38 @@
 //!
 //! smol keeps one helper thread of its own, which looks at the sockets while no loop does.
 
+mod alarm;
+mod main_future;
+mod reactor;
 mod spin;
 
 use std::borrow::Cow;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::ControlFlow;
-use std::os::unix::net::UnixStream;
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
-use std::thread;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_lite::{FutureExt, future};
-use smol::{Task, Timer};
+use smol::Task;
 
 use crate::executor::Executor;
 use crate::io_error;
 use crate::task_table::{Entry, Label, Line, SlowPoll, SlowPolls, TaskTable, Watched};
 use crate::time::Timers;
 
+use alarm::Alarm;
+use main_future::Main;
 use spin::Spin;
+
+pub(crate) use reactor::check_threads;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
 /// shorter costs system calls: a look is five of them in smol's reactor. So while looks find nothing and more is ready,
@@ -49,12 +55,27 @@ const TEST_TURN_POLLS: u32 = 16;
 
 /// Runs `main` on a new event loop and returns its result.
 ///
-/// Tasks that are still running when `main` ends are cancelled and dropped before `run` returns.
+/// Tasks that are still running when `main` ends are cancelled and dropped before `run` returns. The same holds when
+/// `main` panics.
+///
+/// # Destructors
+///
+/// While a loop is dropped, the destructors in its tasks may use it: [`now`](crate::now) reads its clock, and
+/// [`sleep`](crate::sleep) makes a future. A task that a destructor spawns then does not run: its future is dropped, too.
+/// (A destructor that always spawns a task with another such destructor keeps the loop from ending.) If another loop
+/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` one of their own. If a
+/// destructor in a spawned task panics, the process ends.
+///
+/// # After fork
+///
+/// A process that was forked from one in which a loop has run can run none, since the thread of smol's reactor stays in
+/// the parent: `run` panics there, and [`EventLoop::new`] returns an error. A process that was forked inside a running
+/// loop must not return to that loop: both would share one epoll instance. `std::process::Command` is not affected.
 ///
 /// # Panics
 ///
 /// If `main` panics; if a loop runs on this thread already; if the system has no descriptors or threads left for a
-/// loop ([`EventLoop::new`] returns that as an error).
+/// loop, or this process was forked after a loop ([`EventLoop::new`] returns these two as an error).
 #[track_caller]
 pub fn run<T>(main: impl Future<Output = T>) -> T {
     match EventLoop::new() {
@@ -67,11 +88,13 @@ pub fn run<T>(main: impl Future<Output = T>) -> T {
 ///
 /// The future need not be `Send`. Dropping the [`Task`] cancels it, [`Task::detach`] lets it run on its own, and
 /// awaiting it gives its result, or its panic. A task's panic reaches whoever awaits it and nobody else.
-/// But a value that panics when it is dropped with a cancelled task ends the process.
+/// A destructor that panics while a task is dropped goes no further than the panic hook.
+///
+/// A handle may outlive its loop: awaiting it gives the result of a task that had finished, and panics otherwise.
 ///
 /// # Panics
 ///
-/// Outside a running event loop.
+/// Outside a running event loop. A destructor may call it while its loop is dropped: see [`run`](run#destructors).
 #[track_caller]
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     current("spawn").spawn(Label::new(Location::caller()), future)
@@ -129,10 +152,10 @@ pub fn on_slow_poll(threshold: Duration, report: impl FnMut(&SlowPoll) + 'static
     event_loop.slow_polls.set(threshold, report);
 }
 
-/// The loop that runs on this thread.
+/// The loop that runs on this thread, or is being dropped.
 #[track_caller]
 pub(crate) fn current(caller: &str) -> Rc<Inner> {
-    CURRENT.with_borrow(|current| match current {
+    CURRENT.with(|current| match &*current.borrow() {
         Some(event_loop) => event_loop.clone(),
         None => panic!("tinyloop::{caller} was called outside a running event loop"),
     })
@@ -142,7 +165,8 @@ pub(crate) fn current(caller: &str) -> Rc<Inner> {
 ///
 /// [`run`] is the short way to one. An `EventLoop` of one's own can run again, with the tasks that are left from the
 /// run before. Dropping it cancels its tasks and drops their futures, on this thread, whatever other threads do at that
-/// moment; a wake after that does nothing. The destructors run outside the loop, where [`spawn`] panics.
+/// moment; a wake after that does nothing. What the destructors may do is written at [`run`](run#destructors). In a
+/// `thread_local!` it ends with its thread.
 pub struct EventLoop {
     /// Shared with the thread's slot while the loop runs. Tasks reach it through the slot only, never by a reference
     /// of their own, so that dropping the loop always drops its tasks.
@@ -199,8 +223,10 @@ impl Inner {
 }
 
 thread_local! {
-    /// The loop that runs on this thread.
-    static CURRENT: RefCell<Option<Rc<Inner>>> = const { RefCell::new(None) };
+    /// The loop that runs on this thread, or is being dropped. Without a destructor, so that it is there to the very end
+    /// of the thread, where the destructor of another thread-local may drop a loop. It is empty by then.
+    static CURRENT: ManuallyDrop<RefCell<Option<Rc<Inner>>>> =
+        const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
 impl EventLoop {
@@ -208,7 +234,8 @@ impl EventLoop {
     ///
     /// # Errors
     ///
-    /// If the system has no descriptors or threads left for smol's reactor, which the process's first loop starts.
+    /// If the system has no descriptors or threads left for smol's reactor, which the process's first loop starts. If this
+    /// process was forked from one that has started it: see [`run`](run#after-fork).
     pub fn new() -> io::Result<EventLoop> {
         EventLoop::with_timers(Timers::new())
     }
@@ -216,7 +243,8 @@ impl EventLoop {
     /// Makes a loop whose time stands still while a task can run, and jumps to the next deadline when none can.
     ///
     /// Everything in this crate that waits for time follows it, so a test of an hour's timeout takes no time. The
-    /// clock does not know of what happens outside the loop: it also jumps while a socket or a thread is waited for.
+    /// clock does not know of what happens outside the loop: it also jumps while a socket or a thread is waited for. It does
+    /// not jump by more than a century: a deadline that is further away never comes.
     ///
     /// # Errors
     ///
@@ -227,7 +255,7 @@ impl EventLoop {
     }
 
     fn with_timers(timers: Timers) -> io::Result<EventLoop> {
-        start_reactor()
+        reactor::start()
             .map_err(|error| io_error::explain("cannot start the event loop", &error))?;
         let inner = Inner {
             executor: Executor::new(),
@@ -246,9 +274,13 @@ impl EventLoop {
     ///
     /// # Panics
     ///
-    /// If `main` panics, or if a loop runs on this thread already.
+    /// If `main` panics, if a loop runs on this thread already, or if this process was forked after a loop: see
+    /// [`run`](run#after-fork).
     #[track_caller]
     pub fn run<T>(&self, main: impl Future<Output = T>) -> T {
+        if let Err(error) = reactor::check_process() {
+            panic!("{error}");
+        }
         let entry = Entry::of_main(Location::caller());
         let _running = Running::enter(&self.inner, entry.clone());
         smol::block_on(self.turns(main, entry))
@@ -354,119 +386,69 @@ impl fmt::Debug for EventLoop {
     }
 }
 
-/// The time between entering a loop and leaving it, by a panic too. Holds the thread's slots.
-struct Running;
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        let inner = &self.inner;
+        inner.timers.set_recent(Instant::now());
+        let _current = (!Timers::run_on_this_thread()).then(|| Current::enter(inner.clone()));
+        inner.executor.end();
+        inner.timers.end();
+    }
+}
 
-impl Running {
+/// The time in which a loop is the current one of its thread.
+struct Current {
+    before: Option<Rc<Inner>>,
+}
+
+impl Current {
+    fn enter(event_loop: Rc<Inner>) -> Current {
+        let before = Current::replace(Some(event_loop));
+        Current { before }
+    }
+
+    fn replace(event_loop: Option<Rc<Inner>>) -> Option<Rc<Inner>> {
+        Timers::set_current(event_loop.as_ref().map(|inner| inner.timers.clone()));
+        CURRENT.with(|current| current.replace(event_loop))
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        Current::replace(self.before.take());
+    }
+}
+
+/// The time between entering a loop to run it and leaving it, by a panic too.
+struct Running<'r> {
+    event_loop: &'r Inner,
+    // Held for its drop.
+    _current: Current,
+}
+
+impl Running<'_> {
     #[track_caller]
-    fn enter(event_loop: &Rc<Inner>, main: Arc<Entry>) -> Running {
-        let before = CURRENT.with_borrow(Option::is_some);
+    fn enter(event_loop: &Rc<Inner>, main: Arc<Entry>) -> Running<'_> {
         assert!(
-            !before,
+            !Timers::run_on_this_thread(),
             "an event loop runs on this thread already: a loop cannot run inside another"
         );
-        CURRENT.set(Some(event_loop.clone()));
-        Timers::set_current(Some(event_loop.timers.clone()));
+        event_loop.timers.set_running(true);
         event_loop.main.replace(Some(main));
         if let Some(table) = event_loop.table.get() {
             event_loop.show_main(table);
         }
-        Running
+        Running {
+            _current: Current::enter(event_loop.clone()),
+            event_loop,
+        }
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        Timers::set_current(None);
-        if let Some(event_loop) = CURRENT.take() {
-            event_loop.main.take();
-            event_loop.main_line.take();
-        }
+        self.event_loop.timers.set_running(false);
+        self.event_loop.main.take();
+        self.event_loop.main_line.take();
     }
-}
-
-/// The main future. It is no task, since it need not be `'static`; but it has its turn as one: a task stands in for it
-/// in the queue of the ready.
-struct Main<'r, F> {
-    future: Pin<&'r mut F>,
-    /// Set when it is the main future's turn: the waker of the task that stands in for it.
-    turn: Rc<Cell<Option<Waker>>>,
-    entry: Arc<Entry>,
-    slow_polls: &'r SlowPolls,
-}
-
-impl<F: Future> Main<'_, F> {
-    fn stand_in(&self, executor: &Executor) -> Task<()> {
-        let (turn, entry) = (self.turn.clone(), self.entry.clone());
-        let stand_in = poll_fn(move |cx| {
-            turn.set(Some(cx.waker().clone()));
-            Poll::Pending
-        });
-        executor.spawn(stand_in, move || entry.woken())
-    }
-
-    fn poll_if_due(&mut self) -> Poll<F::Output> {
-        let Some(waker) = self.turn.take() else {
-            return Poll::Pending;
-        };
-        self.entry.begin_poll();
-        let polled = self.future.as_mut().poll(&mut Context::from_waker(&waker));
-        let duration = self.entry.end_poll();
-        self.slow_polls.check(&self.entry, duration);
-        polled
-    }
-}
-
-/// The one smol timer that wakes the sleeping loop for its own timers.
-///
-/// It is set when the loop goes to sleep, and only to an earlier instant than before: when the earliest timer was
-/// cancelled, the loop wakes once for nothing, which is cheaper than setting it anew each time.
-struct Alarm {
-    timer: Timer,
-    deadline: Option<Instant>,
-}
-
-impl Alarm {
-    fn new() -> Alarm {
-        Alarm {
-            timer: Timer::never(),
-            deadline: None,
-        }
-    }
-
-    fn set(&mut self, deadline: Option<Instant>) {
-        let Some(deadline) = deadline else { return };
-        if self.deadline.is_none_or(|set| deadline < set) {
-            self.timer.set_at(deadline);
-            self.deadline = Some(deadline);
-        }
-    }
-}
-
-impl Future for Alarm {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.timer.poll(cx).is_ready() {
-            self.deadline = None;
-            return Poll::Ready(());
-        }
-        Poll::Pending
-    }
-}
-
-/// Starts smol's reactor and its thread, once in a process.
-///
-/// They start by themselves on first use, but panic when the system refuses. So we first see whether as many
-/// descriptors (its epoll, eventfd and timerfd, and one to spare) and a thread can be had.
-fn start_reactor() -> io::Result<()> {
-    static STARTED: OnceLock<()> = OnceLock::new();
-    if STARTED.get().is_none() {
-        let descriptors = (UnixStream::pair()?, UnixStream::pair()?);
-        thread::Builder::new().spawn(|| ())?.join().ok();
-        drop(descriptors);
-        smol::block_on(yield_now());
-        STARTED.get_or_init(|| ());
-    }
-    Ok(())
 }

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -111,7 +112,7 @@ impl Executor {
         let key = self.tasks.alive.borrow().vacant_key();
         let tasks = self.tasks.clone();
         let alive = |_: &()| Alive {
-            future,
+            future: Some(future),
             place: Place { tasks, key },
         };
         // A panic goes to whoever awaits the task, and not out of the executor.
@@ -176,10 +177,9 @@ impl Executor {
             .ready
             .extend(runnables.map(|runnable| Queued { runnable, hops: 0 }));
     }
-}
 
-impl Drop for Executor {
-    fn drop(&mut self) {
+    /// Drops the futures of all tasks, and of those that are spawned meanwhile. A wake after that does nothing.
+    pub(crate) fn end(&self) {
         let tasks = &*self.tasks;
         while !tasks.alive.borrow().is_empty() {
             // Who waits is woken, and so stands in a queue like the others. To drop it there is to drop its future.
@@ -201,6 +201,12 @@ impl Drop for Executor {
                 tasks.arrivals.wait();
             }
         }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -334,10 +340,19 @@ impl Arrivals {
 pin_project! {
     /// A task's future, which says when it is dropped.
     struct Alive<F> {
+        // None while it is dropped.
         #[pin]
-        future: F,
+        future: Option<F>,
         // Dropped after the future.
         place: Place,
+    }
+
+    impl<F> PinnedDrop for Alive<F> {
+        fn drop(this: Pin<&mut Self>) {
+            // A destructor that panics while a task is cancelled would end the process. The panic hook has told of it.
+            let mut future = this.project().future;
+            panic::catch_unwind(AssertUnwindSafe(|| future.set(None))).ok();
+        }
     }
 }
 
@@ -358,7 +373,8 @@ impl<F: Future> Future for Alive<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.project().future.poll(cx)
+        let future = self.project().future.as_pin_mut();
+        future.expect("no task is polled after its end").poll(cx)
     }
 }
 

@@ -70,8 +70,13 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If one of the addresses cannot be bound (`cannot listen on ADDRESS: …`), or there is none.
+    /// If one of the addresses cannot be bound (`cannot listen on ADDRESS: …`), or there is none. If the system lets this
+    /// process start no thread, which the look-up of a name needs; [`Listener::bind`] needs none.
     pub async fn bind(addrs: impl AsyncToSocketAddrs) -> io::Result<Server> {
+        // Without a thread to start, smol's look-up of a name would never return.
+        event_loop::check_threads().map_err(|error| {
+            io_error::explain("cannot start a thread to look up the address", &error)
+        })?;
         let addrs = addrs.to_socket_addrs().await?;
         let listeners = addrs.map(Listener::bind).collect::<io::Result<Vec<_>>>()?;
         Server::from_listeners(listeners)

@@ -26,6 +26,9 @@ use crate::task_table::Label;
 /// [`spawn`](TaskGroup::spawn). Nothing is held for a task that is finished and taken. A task's panic reaches whoever
 /// takes its result.
 ///
+/// A group may outlive the loop of its tasks. Then the results of the tasks that had finished can still be taken, and
+/// for each task that was dropped with its loop the stream panics once. Such a task does not count as running any more.
+///
 /// ```
 /// use std::time::Duration;
 /// use futures_lite::StreamExt;
@@ -41,8 +44,8 @@ use crate::task_table::Label;
 /// });
 /// ```
 pub struct TaskGroup<T> {
-    /// The handles of the tasks whose results are not taken yet.
-    tasks: Slab<Task<()>>,
+    /// The handles of the tasks whose results are not taken yet. None for one that was cancelled and is not dropped yet.
+    tasks: Slab<Option<Task<()>>>,
     finished: Rc<Finished<T>>,
     limit: usize,
 }
@@ -50,9 +53,16 @@ pub struct TaskGroup<T> {
 /// What the tasks leave behind for the group.
 struct Finished<T> {
     /// The results that are not taken yet, with their tasks' keys in the group, in the order of completion.
-    results: RefCell<VecDeque<(usize, thread::Result<T>)>>,
+    results: RefCell<VecDeque<(usize, End<T>)>>,
     /// Who waits for the next task to finish.
     waiting: Cell<Option<Waker>>,
+}
+
+/// How a task came to its end.
+enum End<T> {
+    Finished(thread::Result<T>),
+    /// It was cancelled, or dropped with its loop.
+    Dropped,
 }
 
 pin_project! {
@@ -60,8 +70,8 @@ pin_project! {
     struct Member<F: Future> {
         #[pin]
         future: F,
-        key: usize,
-        finished: Rc<Finished<F::Output>>,
+        // Dropped after the future.
+        place: Place<F::Output>,
     }
 }
 
@@ -75,17 +85,32 @@ impl<F: Future> Future for Member<F> {
             Ok(Poll::Ready(result)) => Ok(result),
             Err(payload) => Err(payload),
         };
-        this.finished.push(*this.key, result);
+        this.place.leave(End::Finished(result));
         Poll::Ready(())
     }
 }
 
-impl<T> Finished<T> {
-    fn push(&self, key: usize, result: thread::Result<T>) {
-        self.results.borrow_mut().push_back((key, result));
-        if let Some(waker) = self.waiting.take() {
+/// A task's place in its group, until it has left its end there.
+struct Place<T> {
+    key: usize,
+    finished: Option<Rc<Finished<T>>>,
+}
+
+impl<T> Place<T> {
+    fn leave(&mut self, end: End<T>) {
+        let Some(finished) = self.finished.take() else {
+            return;
+        };
+        finished.results.borrow_mut().push_back((self.key, end));
+        if let Some(waker) = finished.waiting.take() {
             waker.wake();
         }
+    }
+}
+
+impl<T> Drop for Place<T> {
+    fn drop(&mut self) {
+        self.leave(End::Dropped);
     }
 }
 
@@ -141,36 +166,46 @@ impl<T: 'static> TaskGroup<T> {
     /// Starts a task in the group, whatever the limit.
     pub(crate) fn spawn_now(&mut self, label: Label, future: impl Future<Output = T> + 'static) {
         let entry = self.tasks.vacant_entry();
-        let (key, finished) = (entry.key(), self.finished.clone());
-        let member = Member {
-            future,
-            key,
-            finished,
+        let place = Place {
+            key: entry.key(),
+            finished: Some(self.finished.clone()),
         };
-        entry.insert(event_loop::current("TaskGroup::spawn").spawn(label, member));
+        let member = Member { future, place };
+        let task = event_loop::current("TaskGroup::spawn").spawn(label, member);
+        entry.insert(Some(task));
     }
 
-    /// How many tasks still run.
+    /// How many tasks still run, or are cancelled and not dropped yet.
     pub fn running(&self) -> usize {
         self.tasks.len() - self.finished.results.borrow().len()
     }
 
     /// Cancels the tasks that still run, and waits until their futures are dropped. What has finished can still be
     /// taken, and the group can be used again.
+    ///
+    /// If the future is dropped while it waits, the tasks are cancelled all the same.
     pub async fn cancel(&mut self) {
-        let tasks = self.tasks.iter();
-        let running = tasks.filter(|(_, task)| !task.is_finished());
-        let running: Vec<usize> = running.map(|(key, _)| key).collect();
-        let mut cancelled: Vec<_> = running
-            .into_iter()
-            .map(|key| Box::pin(self.tasks.remove(key).cancel()))
-            .collect();
         // The first poll is what cancels: all of them first, so that they end at the same time.
-        for task in &mut cancelled {
-            poll_once(task).await;
+        let mut running = Vec::new();
+        for task in self.tasks.iter_mut().filter_map(|(_, task)| task.take()) {
+            let mut cancelled = Box::pin(task.cancel());
+            if poll_once(&mut cancelled).await.is_none() {
+                running.push(cancelled);
+            }
         }
-        for task in cancelled {
-            task.await;
+        for cancelled in running {
+            cancelled.await;
+        }
+    }
+
+    /// Takes the next end of a task that was not cancelled.
+    fn take_end(&mut self) -> Option<End<T>> {
+        loop {
+            let (key, end) = self.finished.results.borrow_mut().pop_front()?;
+            match (self.tasks.remove(key), end) {
+                (None, End::Dropped) => {}
+                (_, end) => return Some(end),
+            }
         }
     }
 }
@@ -185,14 +220,10 @@ impl<T: 'static> Stream for TaskGroup<T> {
     type Item = T;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let next = self.finished.results.borrow_mut().pop_front();
-        match next {
-            Some((key, result)) => {
-                drop(self.tasks.remove(key));
-                Poll::Ready(Some(
-                    result.unwrap_or_else(|payload| panic::resume_unwind(payload)),
-                ))
-            }
+        match self.take_end() {
+            Some(End::Finished(Ok(result))) => Poll::Ready(Some(result)),
+            Some(End::Finished(Err(payload))) => panic::resume_unwind(payload),
+            Some(End::Dropped) => panic!("a task of the group was dropped with its event loop"),
             None if self.tasks.is_empty() => Poll::Ready(None),
             None => {
                 self.finished.waiting.set(Some(cx.waker().clone()));

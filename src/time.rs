@@ -9,6 +9,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::mem::{self, ManuallyDrop};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -18,34 +19,39 @@ use futures_lite::{FutureExt, Stream, ready};
 
 /// Waits for `duration`.
 ///
-/// The timer fires at the first turn of the loop after its deadline, never before it; a deadline that is over is ready at
-/// once. Dropping the future cancels the timer at once.
+/// The timer fires at the first turn of the loop after its deadline, never before it. The future is ready at once if the
+/// deadline is over, and never if the deadline is more than a century away. Dropping the future cancels the timer.
+///
+/// The future may be awaited in a later run of the loop, and in another loop: the timer goes on there.
 ///
 /// # Panics
 ///
-/// Outside a running event loop.
+/// Outside a running event loop. A destructor may call it while its loop is dropped: see [`run`](crate::run).
+///
+/// The future panics when it is awaited where no loop runs, and so nothing would end it: in `smol::block_on` after the
+/// end of the loop, for example. It also panics when it is awaited in another loop and one of the two has a test clock.
 pub fn sleep(duration: Duration) -> Sleep {
-    let timers = Timers::current("sleep");
+    let timers = Timers::current_for("sleep");
     let deadline = later(timers.now(), duration);
     Sleep::new(timers, deadline)
 }
 
-/// Waits until `deadline`, on the clock that [`now`] reads.
+/// Waits until `deadline`, on the clock that [`now`] reads. Otherwise the future is that of [`sleep`].
 ///
 /// # Panics
 ///
-/// Outside a running event loop.
+/// Outside a running event loop. The future panics as that of [`sleep`] does.
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    Sleep::new(Timers::current("sleep_until"), deadline)
+    Sleep::new(Timers::current_for("sleep_until"), deadline)
 }
 
 /// The time on the running loop's clock: `Instant::now()`, or the test clock's time.
 ///
 /// # Panics
 ///
-/// Outside a running event loop.
+/// Outside a running event loop. A destructor may call it while its loop is dropped: see [`run`](crate::run).
 pub fn now() -> Instant {
-    Timers::current("now").now()
+    Timers::current_for("now").now()
 }
 
 /// Gives `future` at most `duration`; after that it is dropped and the result is [`TimedOut`].
@@ -54,7 +60,7 @@ pub fn now() -> Instant {
 ///
 /// # Panics
 ///
-/// Outside a running event loop.
+/// Outside a running event loop. The returned future panics as that of [`sleep`] does.
 pub fn timeout<T>(
     duration: Duration,
     future: impl Future<Output = T>,
@@ -77,7 +83,7 @@ pub fn timeout<T>(
 ///
 /// # Panics
 ///
-/// Outside a running event loop, or if `period` is zero.
+/// Outside a running event loop, or if `period` is zero. The stream panics as the future of [`sleep`] does.
 pub fn interval(period: Duration) -> Interval {
     assert!(
         !period.is_zero(),
@@ -111,6 +117,7 @@ impl From<TimedOut> for io::Error {
 /// The future of [`sleep`] and [`sleep_until`].
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct Sleep {
+    /// Those of the loop in which it was made or awaited last.
     timers: Rc<Timers>,
     deadline: Instant,
     /// Tells timers with the same deadline apart; given out at the first poll that has to wait.
@@ -140,6 +147,21 @@ impl Sleep {
         self.deadline = deadline;
     }
 
+    /// Goes on in the loop that runs now, since that of its timers does not.
+    fn move_to_running_loop(&mut self) {
+        let running = Timers::current().filter(|timers| timers.is_running());
+        let Some(running) = running else {
+            panic!("tinyloop: a sleep was awaited outside a running event loop");
+        };
+        assert!(
+            !running.is_for_tests() && !self.timers.is_for_tests(),
+            "tinyloop: a sleep of one event loop was awaited in another, and one of them has a test clock"
+        );
+        self.cancel();
+        self.id = 0;
+        self.timers = running;
+    }
+
     fn cancel(&mut self) {
         if self.waker.take().is_some() {
             let key = (self.deadline, self.id);
@@ -154,6 +176,10 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // One loop runs on a thread at a time, and neither a sleep nor its timers leave their thread.
+        if !self.timers.is_running() {
+            self.move_to_running_loop();
+        }
         if self.timers.recent() >= self.deadline {
             self.cancel();
             return Poll::Ready(());
@@ -216,26 +242,46 @@ impl Stream for Interval {
         self.missed = self
             .missed
             .saturating_add(u64::try_from(skipped).unwrap_or(u64::MAX));
-        let ticks = u32::try_from(skipped + 1).unwrap_or(u32::MAX);
-        let next = due + self.period.saturating_mul(ticks).min(FAR_AWAY);
+        let last_due = due + (late - remainder(late, self.period));
+        let next = later(last_due, self.period);
         self.sleep.reset(next);
         Poll::Ready(Some(due))
     }
 }
 
-/// What stands for "never" where an `Instant` would overflow: 30 years.
-const FAR_AWAY: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+/// What is left of `dividend` when `divisor` is taken from it as often as possible.
+fn remainder(dividend: Duration, divisor: Duration) -> Duration {
+    const NANOS_PER_SECOND: u128 = 1_000_000_000;
+    let nanos = dividend.as_nanos() % divisor.as_nanos();
+    Duration::new(
+        (nanos / NANOS_PER_SECOND) as u64,
+        (nanos % NANOS_PER_SECOND) as u32,
+    )
+}
 
-/// `instant + duration`, which does not overflow.
+/// A deadline that is further away than this never comes: a century. A test clock that jumped there would soon be where
+/// instants end.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// `instant + duration`, or the last instant that there is.
 pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
-    instant
-        .checked_add(duration)
-        .unwrap_or_else(|| instant + FAR_AWAY)
+    if let Some(later) = instant.checked_add(duration) {
+        return later;
+    }
+    let (mut last, mut step) = (instant, duration);
+    while !step.is_zero() {
+        match last.checked_add(step) {
+            Some(later) => last = later,
+            None => step /= 2,
+        }
+    }
+    last
 }
 
 /// One loop's timers and its clock.
 pub(crate) struct Timers {
     clock: Clock,
+    is_running: Cell<bool>,
     /// The clock as the loop last read it: good enough for timestamps, and free.
     recent: Cell<Instant>,
     /// The timers somebody waits for, earliest first, with whom to wake.
@@ -252,8 +298,10 @@ enum Clock {
 }
 
 thread_local! {
-    /// The timers of the loop that runs on this thread.
-    static CURRENT: RefCell<Option<Rc<Timers>>> = const { RefCell::new(None) };
+    /// The timers of the thread's current loop. Without a destructor, so that it is there to the very end of the thread,
+    /// where the destructor of another thread-local may drop a loop. It is empty by then.
+    static CURRENT: ManuallyDrop<RefCell<Option<Rc<Timers>>>> =
+        const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
 impl Timers {
@@ -270,6 +318,7 @@ impl Timers {
     fn with_clock(clock: Clock, start: Instant) -> Timers {
         Timers {
             clock,
+            is_running: Cell::new(false),
             recent: Cell::new(start),
             waiting: RefCell::new(BTreeMap::new()),
             last_id: Cell::new(0),
@@ -278,14 +327,38 @@ impl Timers {
 
     /// Puts `timers` in the thread's slot.
     pub(crate) fn set_current(timers: Option<Rc<Timers>>) {
-        CURRENT.set(timers);
+        CURRENT.with(|current| current.replace(timers));
     }
 
-    fn current(caller: &str) -> Rc<Timers> {
-        CURRENT.with_borrow(|current| match current {
-            Some(timers) => timers.clone(),
+    fn current() -> Option<Rc<Timers>> {
+        CURRENT.with(|current| current.borrow().clone())
+    }
+
+    fn current_for(caller: &str) -> Rc<Timers> {
+        match Timers::current() {
+            Some(timers) => timers,
             None => panic!("tinyloop::{caller} was called outside a running event loop"),
-        })
+        }
+    }
+
+    /// Whether their loop runs, and so fires them.
+    pub(crate) fn is_running(&self) -> bool {
+        self.is_running.get()
+    }
+
+    /// Whether a loop runs on this thread.
+    pub(crate) fn run_on_this_thread() -> bool {
+        Timers::current().is_some_and(|timers| timers.is_running())
+    }
+
+    pub(crate) fn set_running(&self, is_running: bool) {
+        self.is_running.set(is_running);
+    }
+
+    /// Wakes all who wait, since nobody fires these timers any more.
+    pub(crate) fn end(&self) {
+        let waiting = mem::take(&mut *self.waiting.borrow_mut());
+        waiting.into_values().for_each(Waker::wake);
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -309,11 +382,12 @@ impl Timers {
         }
     }
 
+    /// The earliest deadline, if it is not [`NEVER`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting
-            .borrow()
-            .first_key_value()
-            .map(|(&(deadline, _), _)| deadline)
+        let waiting = self.waiting.borrow();
+        let (&(deadline, _), _) = waiting.first_key_value()?;
+        let left = deadline.saturating_duration_since(self.recent());
+        (left <= NEVER).then_some(deadline)
     }
 
     /// Wakes every timer whose deadline is over. Returns whether there was one.
@@ -361,14 +435,12 @@ impl Timers {
     }
 }
 
-/// The running loop's clock; the system's outside a loop, and where a thread ends.
+/// The running loop's clock, or the system's outside a loop.
 pub(crate) fn now_or_system() -> Instant {
-    let now = |current: &RefCell<Option<Rc<Timers>>>| {
-        current.borrow().as_ref().map(|timers| timers.now())
-    };
-    CURRENT
-        .try_with(now)
-        .ok()
-        .flatten()
-        .unwrap_or_else(Instant::now)
+    CURRENT.with(|current| {
+        let current = current.borrow();
+        current
+            .as_ref()
+            .map_or_else(Instant::now, |timers| timers.now())
+    })
 }

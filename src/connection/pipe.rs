@@ -171,7 +171,7 @@ impl Pipe {
         Ok(())
     }
 
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.reset.set(true);
         self.end();
         self.incoming.ended.set(true);

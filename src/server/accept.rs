@@ -102,6 +102,16 @@ impl Listeners {
         self.listeners.clear();
     }
 
+    /// Accepts a connection that waits in a kernel's queue, of which the reactor may not have told yet. None if there is none.
+    pub(super) fn accept_queued(&self) -> Option<io::Result<Accepted>> {
+        self.listeners.iter().find_map(|serving| {
+            let accepted = serving.socket.accept(serving.old_queue.as_ref());
+            let is_empty =
+                matches!(&accepted, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            (!is_empty).then_some(accepted)
+        })
+    }
+
     /// Accepts from whichever listener has a connection, in turn.
     pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         for _ in 0..self.listeners.len() {
@@ -272,7 +282,7 @@ impl Queue {
     }
 }
 
-/// The listener's end of a queue. Dropping it refuses connections from then on, and drops those that wait.
+/// The listener's end of a queue. Dropping it refuses connections from then on, and resets those that wait.
 #[cfg(feature = "testing")]
 pub(crate) struct QueueEnd(pub(crate) Rc<Queue>);
 
@@ -280,7 +290,7 @@ pub(crate) struct QueueEnd(pub(crate) Rc<Queue>);
 impl Drop for QueueEnd {
     fn drop(&mut self) {
         self.0.closed.set(true);
-        self.0.waiting.take();
+        self.0.waiting.take().iter().for_each(Pipe::reset);
     }
 }
 

@@ -130,7 +130,7 @@ impl Incoming {
             && shutdown.poll(cx).is_ready()
         {
             self.shutdown = None;
-            self.end(cx);
+            self.end();
         }
         if self.ended {
             Poll::Ready(())
@@ -140,17 +140,16 @@ impl Incoming {
     }
 
     /// Takes nothing new, and tells the connections.
-    fn end(&mut self, cx: &mut Context<'_>) {
+    fn end(&mut self) {
         self.ended = true;
         self.late
             .extend(self.candidate.take().map(|candidate| candidate.accepted));
         // Whoever waits in the kernel's queue has connected before the end, and may have sent something. An error is
         // one of those; what a shortage leaves in the queue is reset.
         for _ in 0..LATE_MAX {
-            match self.listeners.poll_accept(cx) {
-                Poll::Ready(Ok(accepted)) => self.late.push_back(accepted),
-                Poll::Ready(Err(_)) => {}
-                Poll::Pending => break,
+            match self.listeners.accept_queued() {
+                Some(accepted) => self.late.extend(accepted),
+                None => break,
             }
         }
         self.listeners.close();
@@ -376,7 +375,7 @@ impl Incoming {
                     AcceptError::Connection if self.errors < ERRORS_MAX => self.errors += 1,
                     AcceptError::Connection | AcceptError::Resources => self.fall_short(&error),
                     AcceptError::Listener => {
-                        self.end(cx);
+                        self.end();
                         let error = io_error::explain("cannot accept connections", &error);
                         return Poll::Ready(Err(error));
                     }

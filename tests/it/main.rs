@@ -2,8 +2,10 @@
 
 mod binary;
 mod echo;
+mod ends;
 mod event_loop;
 mod examples;
+mod far_ends;
 mod faults;
 mod faulty_pipe;
 mod models;

@@ -204,12 +204,42 @@ impl Program {
         Command::new(env!("CARGO_BIN_EXE_tinyloop"))
     }
 
-    /// The command that runs an example. Cargo builds the examples before the tests, in a directory beside them.
+    /// The command that runs an example. `cargo test` builds the examples before the tests, in a directory beside them;
+    /// `cargo test --test it` does not.
     pub(crate) fn example(name: &str) -> Command {
         let test = env::current_exe().unwrap();
-        let example = test.ancestors().nth(2).unwrap().join("examples").join(name);
-        assert!(example.exists(), "first: cargo build --examples");
+        let profile = test.ancestors().nth(2).unwrap();
+        let example = profile.join("examples").join(name);
+        let release = if profile.ends_with("release") {
+            " --release"
+        } else {
+            ""
+        };
+        assert!(
+            example.exists(),
+            "the examples are not built, and this test runs one. First: cargo build --examples{release} \
+             (cargo test without --test builds them, too)"
+        );
         Command::new(example)
+    }
+
+    /// The command that runs `program` with a limit of `descriptors`, and of as many more as it inherits from the tests:
+    /// they have some of a jobserver's, for example.
+    pub(crate) fn with_descriptors(descriptors: usize, program: &Command) -> Command {
+        let listing = Command::new("sh").args(["-c", "ls /proc/$$/fd"]).output();
+        let listing = String::from_utf8(listing.unwrap().stdout).unwrap();
+        let inherited = listing.lines().map(|number| number.parse().unwrap());
+        let mut inherited: Vec<usize> = inherited.filter(|&number| number > 2).collect();
+        inherited.sort_unstable();
+        let limit = inherited.into_iter().fold(descriptors, |limit, number| {
+            limit + usize::from(number < limit)
+        });
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")])
+            .arg(program.get_program())
+            .args(program.get_args());
+        shell
     }
 
     /// Runs a command that becomes the program in the end.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -11,8 +12,10 @@ use std::time::Duration;
 
 use futures_lite::future::{poll_once, yield_now};
 use futures_lite::{FutureExt, StreamExt};
+use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
+use rustix::thread::{Uid, set_thread_res_uid};
 use smol::channel;
-use tinyloop::{EventLoop, TaskGroup, sleep, spawn, unblock};
+use tinyloop::{EventLoop, Server, TaskGroup, sleep, spawn, unblock};
 
 use crate::support::{
     TellDrop, hold, in_a_process_of_its_own, next, run, run_on_test_clock, within_deadline,
@@ -64,6 +67,36 @@ fn a_panic_in_blocking_work_reaches_whoever_awaits_it() {
         let payload = AssertUnwindSafe(work).catch_unwind().await.unwrap_err();
         assert_eq!(payload.downcast_ref(), Some(&"in the pool"));
         assert_eq!(unblock(|| 7).await, 7);
+    });
+}
+
+/// From now on no thread of this process, which has to be one of a test's own, can start another.
+fn have_no_more_threads() {
+    if geteuid().is_root() {
+        // No such limit binds root. This thread becomes another user; where there is none, root is bound, too.
+        let nobody = Uid::from_raw(65534);
+        set_thread_res_uid(nobody, nobody, nobody).ok();
+    }
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Nproc, none).unwrap();
+    assert!(thread::Builder::new().spawn(|| ()).is_err());
+}
+
+#[test]
+fn without_a_thread_to_look_it_up_a_server_does_not_bind_a_name_and_says_so() {
+    in_a_process_of_its_own(|| {
+        let event_loop = EventLoop::new().unwrap();
+        have_no_more_threads();
+        let bound = event_loop.run(async { Server::bind("localhost:0").await });
+        let error = bound.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert_eq!(
+            error.to_string(),
+            "cannot start a thread to look up the address: resource temporarily unavailable"
+        );
     });
 }
 

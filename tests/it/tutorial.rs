@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::Command;
 use std::time::Instant;
 
 use rustix::process::Signal;
@@ -52,9 +51,11 @@ fn start(step: &str) -> Program {
 
 /// Runs a step in a shell that lets it have 16 descriptors, as the tutorial does.
 fn start_with_16_descriptors(step: &str) -> Program {
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -n 16; exec \"$0\" 127.0.0.1:0"]);
-    Program::start_command(shell.arg(Program::example(step).get_program()))
+    let mut program = Program::example(step);
+    Program::start_command(&mut Program::with_descriptors(
+        16,
+        program.arg("127.0.0.1:0"),
+    ))
 }
 
 /// Types what a terminal of the tutorial types into `nc`, and is to see what it sees: by turns, a line each.

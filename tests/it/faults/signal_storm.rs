@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use rustix::process::Signal;
+use tinyloop::signal::{self, signals};
 
 use crate::faults::{assert_time, form};
-use crate::support::{Program, ask, the_machine, time};
+use crate::support::{Program, ask, in_a_process_of_its_own, the_machine, time};
 
 const ROW: &str = "signal storm";
 
@@ -120,10 +121,14 @@ fn a_storm_that_is_to_end_the_program_does() {
 
 #[test]
 fn a_hangup_ends_the_program_as_it_ends_any() {
-    let program = Program::start(&["-q", "-l", "127.0.0.1:0"]);
-    let client = program.connect();
-    assert_eq!(ask(&client, "x"), "Got: x");
-    program.signal(Signal::HUP);
-    let (status, _, stderr) = program.wait();
-    assert_eq!(status.signal(), Some(Signal::HUP.as_raw()), "{stderr:?}");
+    in_a_process_of_its_own(|| {
+        // A process inherits that a signal is ignored, as nohup does, but not that it is handled: then it has the default.
+        let _handled = signals([signal::Signal::Hup]).unwrap();
+        let program = Program::start(&["-q", "-l", "127.0.0.1:0"]);
+        let client = program.connect();
+        assert_eq!(ask(&client, "x"), "Got: x");
+        program.signal(Signal::HUP);
+        let (status, _, stderr) = program.wait();
+        assert_eq!(status.signal(), Some(Signal::HUP.as_raw()), "{stderr:?}");
+    });
 }
