@@ -385,10 +385,11 @@ impl Incoming {
     }
 }
 
-/// Lets those that are ready run who may be about to end: one turn to hear of the peer's end, one that a connection
-/// yields before it reads, and one to end.
+/// Lets those run who may be about to end, after a look at the sockets, which a timer waits for: one poll to yield before
+/// the read, and one to read the end.
 async fn let_others_end() {
-    for _ in 0..3 {
+    for _ in 0..2 {
+        sleep(Duration::from_nanos(1)).await;
         executor::last_turn().await;
     }
 }

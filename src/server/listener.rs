@@ -7,8 +7,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::address::Address;
@@ -18,6 +21,10 @@ use crate::io_error;
 /// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
 /// of 1,000 wait a second, until their SYN is sent again. The system's own limit (somaxconn) holds too.
 const BACKLOG: i32 = 4096;
+
+/// How long to wait for somebody who binds a Unix socket in the same folder, and how often to look.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// A socket that listens, on TCP or on a Unix path, and is not served yet.
 ///
@@ -76,6 +83,8 @@ impl Listener {
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref();
         let listen = || {
+            // Until we listen. Others would take our socket for one that nobody listens on any more.
+            let _lock = lock_folder(path);
             if is_stale(path)? {
                 fs::remove_file(path)?;
             }
@@ -134,6 +143,22 @@ fn cannot_listen(addr: &Address, error: &io::Error) -> io::Error {
     io_error::explain(format_args!("cannot listen on {addr}"), error)
 }
 
+/// Locks the folder of `path`, so that of several who bind a path at the same time each finds the others bound and
+/// listening, or not there. None where that cannot be had: somebody holds the lock for long, or the folder is not ours
+/// to read.
+fn lock_folder(path: &Path) -> Option<fs::File> {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = fs::File::open(folder.unwrap_or(Path::new("."))).ok()?;
+    let start = Instant::now();
+    loop {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(folder),
+            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
+            Err(_) => return None,
+        }
+    }
+}
+
 /// Whether `path` is a socket that nobody listens on.
 fn is_stale(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
@@ -152,7 +177,7 @@ fn is_stale(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match net::connect(&probe, &SocketAddrUnix::new(path)?) {
-        Err(error) => Ok(error == rustix::io::Errno::CONNREFUSED),
+        Err(error) => Ok(error == Errno::CONNREFUSED),
         Ok(()) => Ok(false),
     }
 }
@@ -202,6 +227,8 @@ impl ConnectionOptions {
         sockopt::set_tcp_nodelay(&socket, true)?;
         sockopt::set_socket_oobinline(&socket, true)?;
         if let Some(size) = self.buffer_size {
+            // The kernel takes an int, and bounds it by its own limits.
+            let size = size.min(i32::MAX as usize);
             sockopt::set_socket_recv_buffer_size(&socket, size)?;
             sockopt::set_socket_send_buffer_size(&socket, size)?;
         }

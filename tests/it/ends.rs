@@ -27,7 +27,7 @@ use tinyloop::{
 };
 
 use crate::support::{
-    DEADLINE, TellDrop, connect, hold, in_a_process_of_its_own, next, panic_message, read_to_end,
+    DEADLINE, TellDrop, connect, hold, in_a_process_of_its_own, next, panic_message, read_to_reset,
     run, within_deadline,
 };
 
@@ -86,7 +86,7 @@ fn a_loop_with_an_open_connection_may_end_with_its_thread() {
             is_connected.recv().await.unwrap();
             client
         });
-        assert_eq!(read_to_end(&client), b"", "the connection has ended");
+        assert_eq!(read_to_reset(&client), b"", "the connection has ended");
     });
 }
 

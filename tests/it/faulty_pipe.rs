@@ -288,7 +288,8 @@ fn a_server_that_is_dropped_refuses_those_who_come_later() {
         sleep(Duration::from_secs(1)).await;
         let mut waiting = connector.connect(Faults::none()).unwrap();
         serving.cancel().await;
-        assert_eq!(waiting.read(&mut [0]).await.unwrap(), 0);
+        let reset = waiting.read(&mut [0]).await.unwrap_err();
+        assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
         let refused = connector.connect(Faults::none()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     });

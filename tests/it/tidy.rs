@@ -84,7 +84,7 @@ fn the_library_neither_prints_nor_ends_the_process_nor_reads_arguments() {
 }
 
 /// The files of the library from the ground up: a file uses what stands above it here, and nothing below.
-const ORDER: [&str; 34] = [
+const ORDER: [&str; 35] = [
     "io_error.rs",
     "address.rs",
     "report.rs",
@@ -120,6 +120,7 @@ const ORDER: [&str; 34] = [
     "lib.rs",
     // Tests, which may use what they test.
     "executor/tests.rs",
+    "executor/tests/order.rs",
 ];
 
 /// The files of the library that `path` names: `crate::a::b`, `super::a` and, of its own folder, `a::b` and `self::a`.
@@ -176,7 +177,7 @@ fn no_file_of_the_library_uses_one_that_stands_below_it() {
     for path in library() {
         let file = path.strip_prefix("src").unwrap().to_str().unwrap();
         let own_place = place(file).unwrap_or_else(|| panic!("{file} has no place in the order"));
-        if file.ends_with("tests.rs") || file == "lib.rs" {
+        if file.contains("tests") || file == "lib.rs" {
             continue;
         }
         for used in used(&path) {

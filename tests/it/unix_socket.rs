@@ -1,13 +1,18 @@
 //! Unix sockets: their files, and what is printed of them.
 
 use std::fs;
+use std::io::Read;
+use std::net::Shutdown;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Arc, Barrier};
+use std::thread;
 
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{self, AddressFamily, SendFlags, SocketAddrUnix, SocketType};
 use rustix::process::Signal;
+use tinyloop::Listener;
 
 use crate::support::{DEADLINE, Program, TempDir, ask};
 
@@ -156,4 +161,50 @@ fn the_servers_path_is_printed_with_what_could_harm_a_terminal_escaped() {
 
     fs::write(&path, "precious").unwrap();
     assert!(refused(&path).starts_with(&format!("cannot listen on {printed}: ")));
+}
+
+#[test]
+fn of_several_who_bind_a_path_at_once_one_has_it_and_is_reached() {
+    let dir = TempDir::new("at-once");
+    let path = dir.path("socket");
+    for _ in 0..300 {
+        // A stale file, which each of them may remove.
+        drop(UnixListener::bind(&path).unwrap());
+        let start = Arc::new(Barrier::new(4));
+        let binding: Vec<_> = (0..4)
+            .map(|_| {
+                let (path, start) = (path.clone(), start.clone());
+                thread::spawn(move || {
+                    start.wait();
+                    Listener::bind_unix(path).ok()
+                })
+            })
+            .collect();
+        let bound: Vec<Listener> = binding
+            .into_iter()
+            .filter_map(|thread| thread.join().unwrap())
+            .collect();
+        assert_eq!(bound.len(), 1);
+        UnixStream::connect(&path).expect("the one is reached");
+        drop(bound);
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn urgent_data_comes_back_in_line() {
+    let dir = TempDir::new("urgent");
+    let path = dir.path("socket");
+    let program = start(&path);
+    let connection = connect(&path);
+    assert_eq!(ask(&connection, "before"), "Got: before");
+    net::send(&connection, b"hel", SendFlags::empty()).unwrap();
+    net::send(&connection, b"!", SendFlags::OOB).unwrap();
+    net::send(&connection, b"lo", SendFlags::empty()).unwrap();
+    connection.shutdown(Shutdown::Write).unwrap();
+    let mut reply = Vec::new();
+    (&connection).read_to_end(&mut reply).unwrap();
+    let reply = String::from_utf8(reply).unwrap().replace("Got: ", "");
+    assert_eq!(reply, "hel!lo");
+    program.stop();
 }
