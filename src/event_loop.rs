@@ -42,7 +42,7 @@ pub(crate) use reactor::check_threads;
 
 /// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
 /// shorter costs system calls: a look is five of them in smol's reactor. So while looks find nothing and more is ready,
-/// a turn doubles, up to the longest.
+/// a turn doubles, up to the longest; but not beside connections that have had their burst.
 const TURN: Duration = Duration::from_micros(100);
 const LONGEST_TURN: Duration = Duration::from_micros(400);
 
@@ -311,8 +311,10 @@ impl EventLoop {
         loop {
             timers.set_recent(Instant::now());
             timers.fire();
+            // A connection that has had its burst is what the others are to be protected from.
+            let is_flooded = executor.somebody_goes_last();
             let found = executor.begin_turn() > left;
-            turn = match found || left == 0 {
+            turn = match found || left == 0 || is_flooded {
                 true => TURN,
                 false => (2 * turn).min(LONGEST_TURN),
             };

@@ -143,6 +143,11 @@ impl Executor {
         queues.len()
     }
 
+    /// Whether a task has had its burst and waits for the others.
+    pub(crate) fn somebody_goes_last(&self) -> bool {
+        !self.tasks.queues.borrow().last.is_empty()
+    }
+
     /// Ends a turn: what is woken from now on is woken by an event. Returns how many tasks are ready.
     pub(crate) fn end_turn(&self) -> usize {
         let mut queues = self.tasks.queues.borrow_mut();

@@ -48,7 +48,7 @@
 //!
 //! ```text
 //!             EventLoop  (one thread: ready tasks, timers, and smol's reactor for the sockets)
-//!                 │ a turn: run what is ready for 100 µs, look at the sockets, fire timers; sleep only when idle
+//!                 │ a turn: run what is ready for 100 to 400 µs, look at the sockets, fire timers; sleep only when idle
 //! listener ─► Server ─► Connection ─► handler (echo, or yours) ─► reply
 //!    accept errors      counts, timeouts,   an async function
 //!    limits, drain      fairness
@@ -86,7 +86,8 @@
 //!
 //! # What it does not do
 //!
-//! - Spread tasks over threads. For more cores, run more processes on one port, or use tokio or smol's `Executor`.
+//! - Spread tasks over threads. For more cores, run several processes with a port each behind a balancer, or use tokio or
+//!   smol's `Executor`.
 //! - TLS of its own: futures-rustls goes on top of a [`Connection`].
 //! - Print, read arguments or end the process, but for the second signal after [`signal::shutdown`]. The program of
 //!   the same name does, on top of the public API.

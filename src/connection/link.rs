@@ -363,11 +363,12 @@ impl Link {
     /// will not hear of the timeout. For the server, which ends the handler then.
     pub(crate) fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.terms.idle_timeout {
-            Some(limit) => {
+            // Of a stream that was given away we see no activity.
+            Some(limit) if self.state.get() != State::Given => {
                 self.activity
                     .poll_abandoned(&self.terms, limit, || self.is_blocked(), cx)
             }
-            None => Poll::Pending,
+            _ => Poll::Pending,
         }
     }
 

@@ -308,3 +308,23 @@ fn a_server_that_is_dropped_drops_those_who_wait_for_it() {
         assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
     });
 }
+
+#[test]
+fn a_peer_may_write_during_the_drain_as_on_a_socket() {
+    run_on_test_clock(async || {
+        let (server, connector) = server();
+        let serving = server
+            .shutdown_on(sleep(Duration::from_secs(1)))
+            .drain(Duration::from_secs(60))
+            .serve(async |connection| tinyloop::echo(connection, b"").await);
+        let serving = spawn(serving);
+        let mut peer = connector.connect(Faults::none()).unwrap();
+        sleep(Duration::from_millis(1500)).await;
+        peer.write_all(b"too late").await.unwrap();
+        let mut reply = Vec::new();
+        peer.read_to_end(&mut reply).await.unwrap();
+        assert_eq!(reply, b"");
+        drop(peer);
+        assert_eq!(serving.await.unwrap().completed, 1);
+    });
+}

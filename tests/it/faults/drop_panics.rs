@@ -156,3 +156,36 @@ fn a_loop_that_is_dropped_survives_the_panics_of_its_handlers_state() {
         });
     });
 }
+
+#[test]
+fn a_handler_that_owns_what_panics_in_its_drop_may_be_dropped_with_connections_open() {
+    in_a_process_of_its_own(|| {
+        run_on_test_clock(async || {
+            let (server, connector) = server();
+            let bomb = Bomb;
+            let serving = spawn(server.serve(async move |connection| {
+                let _bomb = &bomb;
+                hold(connection).await
+            }));
+            let clients = ten_clients(&connector).await;
+            serving.cancel().await;
+            sleep(Duration::from_secs(1)).await;
+            drop(clients);
+        });
+    });
+}
+
+#[test]
+fn a_plain_task_that_is_cancelled_may_hold_what_panics_in_its_drop() {
+    in_a_process_of_its_own(|| {
+        run_on_test_clock(async || {
+            let bomb = Bomb;
+            let task = spawn(async move {
+                let _bomb = bomb;
+                pending::<()>().await;
+            });
+            sleep(Duration::from_secs(1)).await;
+            task.cancel().await;
+        });
+    });
+}

@@ -130,6 +130,25 @@ fn an_echo_client_that_never_reads_ends() {
 }
 
 #[test]
+fn a_peer_that_takes_one_step_of_its_window_within_the_stall_timeout_is_served() {
+    let _machine = the_machine();
+    const STALL: Duration = Duration::from_secs(1);
+    const STEP: usize = 300_000;
+    let served = Served::start(
+        |server| server.stall_timeout(STALL),
+        async |mut connection| connection.write_all(&vec![b'x'; 6_000_000]).await,
+    );
+    let slow = served.connect();
+    let (_silent, pause) = mpsc::channel::<()>();
+    for _ in 0..8 {
+        pause.recv_timeout(STALL * 7 / 10).unwrap_err();
+        (&slow).read_exact(&mut [0; STEP]).expect("goes on");
+    }
+    assert_eq!(read_to_end(&slow).len(), 6_000_000 - 8 * STEP);
+    assert_eq!(served.stop().unwrap().timed_out, 0);
+}
+
+#[test]
 fn a_peer_that_reads_slowly_has_not_stopped_reading() {
     let _machine = the_machine();
     let served = Served::start(
