@@ -1,11 +1,9 @@
 //! The event loop: one thread that runs tasks, looks at the sockets and fires timers, in turns.
 //!
 //! A turn fires the timers that are due, runs the tasks that are ready for [`TURN`], and then lets smol's reactor look
-//! at the sockets: without waiting if there is more to run, else until something happens. The main future has its turn
-//! as a task has. smol's own `LocalExecutor::run` looks at the sockets after 200 polls instead, which is milliseconds
-//! when each of them does I/O, and polls its main future at every wake of any task.
-//!
-//! smol keeps one helper thread of its own, which looks at the sockets while no loop does.
+//! at the sockets. It waits there only if no task is ready. The main future has its turn as a task has. By contrast,
+//! smol's own `LocalExecutor::run` looks at the sockets after 200 polls, which is milliseconds when each of them does
+//! I/O. smol keeps one helper thread of its own, which looks at the sockets while no loop does.
 
 mod alarm;
 mod main_future;
@@ -63,8 +61,7 @@ const TEST_TURN_POLLS: u32 = 16;
 /// While a loop is dropped, the destructors in its tasks may use it: [`now`](crate::now) reads its clock, and
 /// [`sleep`](crate::sleep) makes a future. A task that a destructor spawns then does not run: its future is dropped, too.
 /// (A destructor that always spawns a task with another such destructor keeps the loop from ending.) If another loop
-/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` one of their own. If a
-/// destructor in a spawned task panics, the process ends.
+/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` one of their own.
 ///
 /// # After fork
 ///
@@ -100,7 +97,7 @@ pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     current("spawn").spawn(Label::new(Location::caller()), future)
 }
 
-/// As [`spawn`], with a name for the [task table](task_table).
+/// Like [`spawn`], but gives the task a name, which the [task table](task_table) shows.
 ///
 /// # Panics
 ///
@@ -119,14 +116,13 @@ pub fn spawn_named<T: 'static>(
 
 /// Lets the others run that are ready before the current task goes on. As asyncio's `sleep(0)`.
 ///
-/// A long computation calls this now and then, and so does a task that hands on more than its receivers can take in one
-/// go. It works outside a loop, too, and is nothing but a wake: dropping it cancels nothing.
+/// For long computations, and for tasks that hand on more than their receivers can take at once. It works outside a
+/// loop, too. Dropping it cancels nothing.
 pub async fn yield_now() {
     future::yield_now().await;
 }
 
-/// The running loop's task table, which is on from now on: it knows the main future, and the tasks that are spawned
-/// after this call.
+/// Turns on the running loop's task table: it knows the main future, and the tasks that are spawned after this call.
 ///
 /// # Panics
 ///
@@ -138,10 +134,8 @@ pub fn task_table() -> TaskTable {
 /// Calls `report` after each poll that took `threshold` or longer, and so kept all other tasks waiting: of the running
 /// loop's main future, and of the tasks that are spawned after this call.
 ///
-/// Turns the [`task_table`] on. A later call replaces an earlier one, and so may `report`. If `report` panics, it is not
-/// called again.
-///
-/// asyncio's debug mode reports from 100 ms on: [`SLOW_POLL`](crate::SLOW_POLL).
+/// Turns the [`task_table`] on. A later call replaces the earlier callback; `report` may itself make that call. If
+/// `report` panics, it is not called again. [`SLOW_POLL`](crate::SLOW_POLL) is the threshold of asyncio's debug mode.
 ///
 /// # Panics
 ///

@@ -148,9 +148,8 @@ impl Link {
         Poll::Ready(Ok(received))
     }
 
-    /// Reads what counts for nobody: the handler has ended.
+    /// Reads what counts for nobody.
     pub(crate) fn poll_discard(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Of one size for all, since nobody waits with it.
         self.poll_receive(cx, &mut [0; 4096])
     }
 
@@ -427,8 +426,7 @@ impl Link {
 
     /// Bounds how long the kernel tries to deliver what is written, and tells it to say when that is done.
     pub(crate) fn prepare_end(&self, patience: Duration) {
-        // What fails is broken, and the next call tells.
-        self.stream.prepare_end(patience).ok();
+        self.stream.prepare_end(patience).ok(); // What fails is broken, and the next call tells.
     }
 
     /// Resets the connection: the peer's next read fails when it has read what arrived, and ours fails at once.

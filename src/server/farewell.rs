@@ -149,8 +149,11 @@ pub(super) async fn give_time(link: &Link, stay: &Stay) {
     }
     link.prepare_end(PATIENCE_AFTER_ERROR);
     let mut input = Input::new(INPUT_MAX_AFTER_ERROR);
+    // A peer that was silent for the idle timeout has had its time.
+    let was_idle = link.state() == State::Idle;
     let over = poll_fn(|cx| match input.poll_drop(link, cx) {
         Poll::Ready(Ok(())) => link.poll_taken(cx).map(drop),
+        Poll::Pending if was_idle => link.poll_taken(cx).map(drop),
         Poll::Ready(Err(_)) => Poll::Ready(()),
         Poll::Pending => stay.poll_over(cx),
     });

@@ -192,6 +192,14 @@ fn no_file_of_the_library_uses_one_that_stands_below_it() {
 }
 
 #[test]
+fn no_file_of_the_sources_is_longer_than_450_lines() {
+    for path in files("src", ".rs") {
+        let lines = text(&path).lines().count();
+        assert!(lines <= 450, "{}: {lines} lines", path.display());
+    }
+}
+
+#[test]
 fn every_source_file_opens_with_what_lives_there() {
     for directory in ["src", "tests", "examples", "benches/src"] {
         for path in files(directory, ".rs") {
