@@ -35,9 +35,17 @@ fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
 }
 
 fn is_writable(socket: &impl AsFd) -> bool {
+    !output_state(socket).is_empty()
+}
+
+/// Asks the kernel whether the socket has room for output, or is broken.
+fn output_state(socket: &impl AsFd) -> PollFlags {
     let mut polled = [PollFd::new(socket, PollFlags::OUT)];
     let at_once = Timespec::default();
-    rustix::event::poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    match rustix::event::poll(&mut polled, Some(&at_once)) {
+        Ok(_) => polled[0].revents(),
+        Err(_) => PollFlags::empty(),
+    }
 }
 
 /// Has the kernel give up a peer that takes nothing for three times `timeout` (`TCP_USER_TIMEOUT`). A write that waits has
@@ -123,8 +131,15 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => loop {
                 ready!(stream.poll_writable(cx))?;
+                let state = output_state(stream);
+                // A broken socket has room too, and a read may not have told of its error yet.
+                if state.intersects(PollFlags::ERR | PollFlags::HUP) {
+                    let error = stream.get_ref().take_error()?;
+                    let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+                    return Poll::Ready(Err(error.unwrap_or_else(reset)));
+                }
                 // smol may report an event that is older than the question.
-                if is_writable(stream) {
+                if state.contains(PollFlags::OUT) {
                     return Poll::Ready(Ok(()));
                 }
             },
@@ -141,5 +156,55 @@ impl Stream {
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.reset(),
         }
+    }
+}
+
+// Miri has no sockets.
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    fn pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        (Stream::Tcp(Arc::new(Async::new(accepted).unwrap())), peer)
+    }
+
+    fn taken(stream: &Stream) -> io::Result<()> {
+        smol::block_on(poll_fn(|cx| stream.poll_taken(cx)))
+    }
+
+    #[test]
+    fn what_a_peer_has_read_is_taken() {
+        let (stream, mut peer) = pair();
+        stream.write(b"hello").unwrap();
+        stream.prepare_end(Duration::from_secs(60)).unwrap();
+        peer.read_exact(&mut [0; 5]).unwrap();
+        taken(&stream).unwrap();
+    }
+
+    #[test]
+    fn what_a_peer_reset_before_it_read_is_not_taken() {
+        let (stream, peer) = pair();
+        let written = stream.write(&[b'x'; 1_000_000]).unwrap();
+        stream.prepare_end(Duration::from_secs(60)).unwrap();
+        let peer = thread::spawn(move || {
+            // With input that it has not read, its close is a reset.
+            peer.peek(&mut [0]).unwrap();
+            drop(peer);
+        });
+        let error = taken(&stream).unwrap_err();
+        peer.join().unwrap();
+        assert_eq!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset,
+            "{written} bytes: {error}"
+        );
     }
 }
