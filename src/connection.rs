@@ -8,6 +8,7 @@ mod direction;
 mod link;
 #[cfg(feature = "testing")]
 pub(crate) mod pipe;
+mod rare;
 mod stream;
 mod terms;
 
@@ -110,7 +111,7 @@ impl Connection {
     }
 
     /// Like [`end_when_draining`](Connection::end_when_draining), after another time of quiet: for a handler that may
-    /// itself take long to answer, longer than it takes.
+    /// itself take long to answer, longer than it takes. It counts in milliseconds, rounded up, and up to 49 days.
     pub fn end_when_draining_after(&self, quiet: Duration) {
         self.link.end_when_quiet(quiet);
     }
@@ -142,6 +143,12 @@ impl Connection {
     #[cfg(feature = "testing")]
     pub(crate) fn in_memory(pipe: pipe::Pipe, terms: Rc<Terms>) -> Connection {
         Connection::new(Stream::Pipe(pipe), Address::Unknown, terms)
+    }
+
+    /// The handler's side of a connection, of which [`Link::is_released`] tells whether it is there.
+    pub(crate) fn held(link: Rc<Link>) -> Connection {
+        link.hold();
+        Connection { link }
     }
 
     pub(crate) fn link(&self) -> Rc<Link> {

@@ -3,9 +3,8 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_lite::ready;
@@ -13,10 +12,11 @@ use futures_lite::ready;
 use crate::address::{Address, CompactAddress};
 use crate::report::Traffic;
 
-use super::activity::Activity;
-use super::direction::{Direction, Next, Waiters};
+use super::activity::{Activity, Silence};
+use super::direction::{Direction, Next};
+use super::rare::Rarely;
 use super::stream::Stream;
-use super::terms::{Closing, Terms, WaitingKey};
+use super::terms::{Closing, Quiet, Terms, WaitingKey};
 
 /// How many bytes a connection reads in a row before the others have their turn. Streaming gets faster with more, the
 /// tail of the others' latency longer.
@@ -41,10 +41,12 @@ pub(crate) struct Link {
     has_place: Cell<bool>,
     /// The handler's side has let go of it.
     released: Cell<bool>,
+    /// Its end was told.
+    end_is_told: Cell<bool>,
     /// Its input ends during a drain when it was quiet for this long, and where it waits for the drain.
-    quiet: Cell<Option<Duration>>,
+    quiet: Cell<Option<Quiet>>,
     drain_key: Cell<Option<WaitingKey>>,
-    rare: Cell<Option<Box<Rare>>>,
+    rare: Rarely,
     terms: Rc<Terms>,
 }
 
@@ -64,15 +66,6 @@ pub(crate) enum State {
     Stalled,
     /// Its stream was given to somebody else.
     Given,
-}
-
-/// What few connections need, and so is no part of every one.
-#[derive(Default)]
-struct Rare {
-    /// The server, which waits for the handler's side to let go.
-    owner: Option<Waker>,
-    readers: Option<Arc<Waiters>>,
-    writers: Option<Arc<Waiters>>,
 }
 
 /// Why a read that waits has waited long enough.
@@ -99,9 +92,10 @@ impl Link {
             state: Cell::new(State::Open),
             has_place: Cell::new(true),
             released: Cell::new(false),
+            end_is_told: Cell::new(false),
             quiet: Cell::new(None),
             drain_key: Cell::new(None),
-            rare: Cell::new(None),
+            rare: Rarely::default(),
             terms,
         }
     }
@@ -135,7 +129,7 @@ impl Link {
     }
 
     pub(super) fn end_when_quiet(&self, quiet: Duration) {
-        self.quiet.set(Some(quiet));
+        self.quiet.set(Some(Quiet::new(quiet)));
     }
 
     pub(super) fn poll_read(
@@ -217,7 +211,7 @@ impl Link {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                     Poll::Pending => {
-                        ready!(self.activity.poll_stall(&self.terms, cx));
+                        ready!(self.poll_stall(cx));
                         // Linux tells of room when a third of the buffer is free. A slow reader may have made less.
                         last_try = true;
                     }
@@ -232,7 +226,7 @@ impl Link {
                         // The read's timer counts from here, and the read does not run now.
                         self.activity.note(&self.terms);
                     }
-                    self.activity.end_stall();
+                    self.rare.if_there(|rare| rare.timers.end_stall());
                     if self.writing.spend(n, WRITE_BURST) {
                         self.writing.yield_next(Next::GoLast);
                     }
@@ -262,7 +256,7 @@ impl Link {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.reading.poll_event(
             cx,
-            |is_second| self.shared_waker(is_second, |rare| &mut rare.readers),
+            |is_second| self.rare.shared_waker(is_second, |rare| &mut rare.readers),
             |cx| self.stream.poll_readable(cx),
         )
     }
@@ -270,30 +264,9 @@ impl Link {
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.writing.poll_event(
             cx,
-            |is_second| self.shared_waker(is_second, |rare| &mut rare.writers),
+            |is_second| self.rare.shared_waker(is_second, |rare| &mut rare.writers),
             |cx| self.stream.poll_writable(cx),
         )
-    }
-
-    /// The waker that the tasks share which wait for a direction, from the second of them on.
-    fn shared_waker(
-        &self,
-        is_second: bool,
-        slot: impl FnOnce(&mut Rare) -> &mut Option<Arc<Waiters>>,
-    ) -> Option<Arc<Waiters>> {
-        let mut rare = self.rare.take();
-        if is_second && rare.is_none() {
-            rare = Some(Box::default());
-        }
-        let waiters = rare.as_mut().and_then(|rare| {
-            let waiters = slot(rare);
-            if is_second && waiters.is_none() {
-                *waiters = Some(Arc::default());
-            }
-            waiters.clone()
-        });
-        self.rare.set(rare);
-        waiters
     }
 
     fn broken(&self, error: io::Error) -> io::Error {
@@ -333,29 +306,34 @@ impl Link {
             // Read on by the server, which has a patience of its own.
             return Poll::Pending;
         }
-        if let Some(quiet) = self.quiet.get() {
+        if let Some(quiet) = self.quiet.get().map(Quiet::duration) {
             let mut key = self.drain_key.get();
             let closing = self.terms.poll_closing(&mut key, cx);
             self.drain_key.set(key);
             let is_shorter = self.terms.idle_timeout.is_none_or(|idle| quiet <= idle);
             if closing.is_ready() && is_shorter {
-                return self.poll_silence(cx, quiet).map(|()| Over::Quiet);
+                return self.poll_silence(quiet, cx).map(|()| Over::Quiet);
             }
         }
         match self.terms.idle_timeout {
-            Some(timeout) => self.poll_silence(cx, timeout).map(|()| Over::Idle),
+            Some(timeout) => self.poll_silence(timeout, cx).map(|()| Over::Idle),
             None => Poll::Pending,
         }
     }
 
-    fn poll_silence(&self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
-        self.activity
-            .poll_silence(&self.terms, limit, || self.is_blocked(), cx)
+    fn poll_silence(&self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let silence = self.silence(limit);
+        self.rare
+            .with(|rare| rare.timers.poll_silence(&silence, cx))
     }
 
-    /// Whether a write waits for the peer.
-    fn is_blocked(&self) -> bool {
-        self.writing.waits() && !self.stream.is_writable()
+    fn silence(&self, limit: Duration) -> Silence<'_, impl Fn() -> bool> {
+        Silence {
+            activity: &self.activity,
+            terms: &self.terms,
+            limit,
+            is_blocked: || self.writing.waits() && !self.stream.is_writable(),
+        }
     }
 
     /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
@@ -364,18 +342,25 @@ impl Link {
         match self.terms.idle_timeout {
             // Of a stream that was given away we see no activity.
             Some(limit) if self.state.get() != State::Given => {
-                self.activity
-                    .poll_abandoned(&self.terms, limit, || self.is_blocked(), cx)
+                let silence = self.silence(limit);
+                self.rare
+                    .with(|rare| rare.timers.poll_abandoned(&silence, cx))
             }
             _ => Poll::Pending,
         }
     }
 
-    fn with_rare<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> T {
-        let mut rare = self.rare.take().unwrap_or_default();
-        let result = body(&mut rare);
-        self.rare.set(Some(rare));
-        result
+    /// Ready when a write has waited for the stall timeout.
+    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.terms.stall_timeout {
+            Some(timeout) => self.rare.with(|rare| rare.timers.poll_stall(timeout, cx)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Notes that the connection's end is told. Returns whether it was not yet.
+    pub(crate) fn tell_end(&self) -> bool {
+        !self.end_is_told.replace(true)
     }
 
     pub(crate) fn is_released(&self) -> bool {
@@ -393,13 +378,16 @@ impl Link {
         }
     }
 
+    /// The handler's side takes hold of it.
+    pub(super) fn hold(&self) {
+        self.released.set(false);
+    }
+
     /// The handler's side lets go.
     pub(super) fn release(&self) {
         self.released.set(true);
-        let mut rare = self.rare.take();
-        let owner = rare.as_mut().and_then(|rare| rare.owner.take());
-        self.rare.set(rare);
-        if let Some(owner) = owner {
+        let owner = self.rare.if_there(|rare| rare.owner.take());
+        if let Some(Some(owner)) = owner {
             owner.wake();
         }
     }
@@ -409,7 +397,7 @@ impl Link {
         if self.released.get() {
             return Poll::Ready(());
         }
-        self.with_rare(|rare| rare.owner = Some(cx.waker().clone()));
+        self.rare.with(|rare| rare.owner = Some(cx.waker().clone()));
         Poll::Pending
     }
 
