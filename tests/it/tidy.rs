@@ -130,6 +130,7 @@ const ORDER: &[&str] = &[
     "server/event.rs",
     "server/farewell.rs",
     "server/trouble.rs",
+    "server/look.rs",
     "server/incoming.rs",
     "server/connections.rs",
     "server.rs",
