@@ -264,7 +264,7 @@ fn a_section_with_measured_figures_names_the_command_that_made_them() {
 }
 
 #[test]
-fn the_ratios_in_the_readme_are_those_of_the_results() {
+fn the_ratios_in_the_docs_are_those_of_the_results() {
     let results = text("benches/results/results.csv");
     let is_ratio = |line: &str, ratio: &str| {
         let of_tinyloop = line.contains(",tinyloop,");
@@ -275,8 +275,8 @@ fn the_ratios_in_the_readme_are_those_of_the_results() {
                 .take(2)
                 .any(|field| round(field).is_ok_and(|found| found == ratio))
     };
-    let readme = text("README.md");
-    let rows = readme
+    let benchmarks = text("docs/benchmarks.md");
+    let rows = benchmarks
         .lines()
         .filter(|line| line.starts_with("| ") && line.contains('–'));
     let mut checked = 0;
@@ -290,7 +290,7 @@ fn the_ratios_in_the_readme_are_those_of_the_results() {
             }
         }
     }
-    assert!(checked > 10, "the README has a table of ratios");
+    assert!(checked > 10, "there is a table of ratios");
 }
 
 /// The rows of two columns in the tables of a text.
