@@ -116,6 +116,77 @@ impl fmt::Debug for Connector {
     }
 }
 
+/// A listener and its connections without a server: the system calls alone, for the test that compares them with Linux's.
+#[doc(hidden)]
+pub struct RawListener {
+    queue: Rc<Queue>,
+    end: Option<QueueEnd>,
+}
+
+#[doc(hidden)]
+impl RawListener {
+    pub fn new(backlog: usize) -> RawListener {
+        let queue = Rc::new(Queue::default());
+        queue.set_backlog(backlog);
+        let end = Some(QueueEnd(queue.clone()));
+        RawListener { queue, end }
+    }
+
+    pub fn connect(&self, wire: Wire) -> io::Result<RawSocket> {
+        let (end, peer) = Pipe::pair(wire, Faults::none());
+        self.queue.push(end)?;
+        Ok(RawSocket(peer))
+    }
+
+    pub fn accept(&self) -> io::Result<RawSocket> {
+        self.queue.accept().map(RawSocket)
+    }
+
+    pub fn close(&mut self) {
+        self.end = None;
+    }
+}
+
+/// One end of a connection, with the system calls alone.
+#[doc(hidden)]
+pub struct RawSocket(Pipe);
+
+#[doc(hidden)]
+impl RawSocket {
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        self.0.shutdown_write()
+    }
+
+    pub fn reset(&self) {
+        self.0.reset();
+    }
+
+    /// What `poll` tells, as its bits.
+    pub fn events(&self) -> u16 {
+        self.0.events().bits()
+    }
+}
+
+impl fmt::Debug for RawListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawListener").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RawSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawSocket").finish_non_exhaustive()
+    }
+}
+
 /// Calls `test` with each seed. A panic names the seed that it came with, which replays it.
 ///
 /// # Panics

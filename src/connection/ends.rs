@@ -7,6 +7,7 @@ use std::io;
 use std::task::Waker;
 use std::time::Duration;
 
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::wire::{Flow, Packet, Wire, nanos};
@@ -195,18 +196,30 @@ impl Ends {
         }
     }
 
-    /// Whether `poll` tells that a call of `direction` would not wait.
+    /// Whether smol tells that a call of `direction` would not wait.
     pub(super) fn is_ready(&self, me: usize, direction: usize) -> bool {
-        let end = &self.ends[me];
-        let is_broken = end.error.is_some() || self.is_hung_up(me);
-        is_broken
-            || match direction {
-                READING => self.flows[1 - me].arrived() > 0 || end.shut_read,
-                _ => end.shut_write || self.flows[me].has_room(),
-            }
+        let ready = match direction {
+            READING => PollFlags::IN,
+            _ => PollFlags::OUT,
+        };
+        let broken = PollFlags::HUP | PollFlags::ERR;
+        self.events(me).intersects(ready | broken)
     }
 
-    /// `POLLHUP`.
+    /// What `poll` tells (`tcp_poll`, `unix_poll`).
+    pub(super) fn events(&self, me: usize) -> PollFlags {
+        let end = &self.ends[me];
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::ERR, end.error.is_some());
+        events.set(PollFlags::HUP, self.is_hung_up(me));
+        events.set(PollFlags::RDHUP, end.shut_read);
+        let has_input = self.flows[1 - me].arrived() > 0;
+        events.set(PollFlags::IN, has_input || end.shut_read);
+        let is_shut = end.shut_write && !self.is_unix;
+        events.set(PollFlags::OUT, is_shut || self.flows[me].has_room());
+        events
+    }
+
     fn is_hung_up(&self, me: usize) -> bool {
         let end = &self.ends[me];
         end.is_closed || (end.shut_read && end.shut_write)

@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
 use crate::time::{self, Sleep};
 
 use super::ends::{Ends, READING, WRITING};
@@ -177,6 +179,11 @@ impl Pipe {
                 _ => return Poll::Pending,
             }
         }
+    }
+
+    /// What the system call `poll` tells.
+    pub(crate) fn events(&self) -> PollFlags {
+        self.with(|ends| ends.events(self.me))
     }
 
     pub(crate) fn is_writable(&self) -> bool {

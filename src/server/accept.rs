@@ -325,7 +325,7 @@ impl Queue {
         }
     }
 
-    fn accept(&self) -> io::Result<Pipe> {
+    pub(crate) fn accept(&self) -> io::Result<Pipe> {
         if let Some(error) = self.next_failure() {
             return Err(error.into());
         }

@@ -1,0 +1,3 @@
+//! Worlds from seeds, and the script test that holds the in-memory connection against the kernel.
+
+mod script;
