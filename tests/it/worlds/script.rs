@@ -109,8 +109,9 @@ fn script(seed: u64, kind: Kind) -> (Setting, Vec<Step>) {
     };
     let setting = Setting {
         kind,
-        send: size([16 << 10, 64 << 10], 1 << 20),
-        receive: size([32 << 10, 64 << 10], 1 << 20),
+        // Filled, the sender holds more than the receiver's system can still make room for, by packing what it has.
+        send: size([128 << 10, 256 << 10], 1 << 20),
+        receive: size([16 << 10, 32 << 10], 1 << 20),
         // A TCP listener with a full queue lets a client try again after a second.
         backlog: match kind {
             Kind::Tcp => CONNECTIONS,
