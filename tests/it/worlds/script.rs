@@ -669,7 +669,7 @@ fn story(setting: Setting, lines: &[Line], seed: u64) -> String {
     story
 }
 
-/// Runs the scripts of seeds, half of them at the same time.
+/// Runs the scripts of seeds.
 fn check(kind: Kind, seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let (setting, steps) = script(seed, kind);
