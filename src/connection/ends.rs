@@ -314,12 +314,9 @@ impl Ends {
         self.now = self.now.max(now);
     }
 
-    /// The time is over in which the peer should have taken something (`tcp_write_err`). The peer hears of it when it
-    /// sends something; if nobody is left to be told, at once.
+    /// The time is over in which the peer should have taken something (`tcp_write_err`). The peer hears of it when its
+    /// system sends something: at the latest when a read opens its window.
     fn give_up(&mut self, me: usize) {
-        if self.ends[me].is_orphan {
-            self.flows[me].post(self.now, Packet::Reset);
-        }
         self.end(me);
         self.ends[me].error = Some(Errno::TIMEDOUT);
     }
