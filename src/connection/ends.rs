@@ -18,6 +18,8 @@ const LEAST_SEND: usize = 2304;
 /// Both ends, and the flow from each.
 pub(super) struct Ends {
     is_unix: bool,
+    /// What is sent arrives later.
+    is_timed: bool,
     ends: [End; 2],
     /// The first goes from the first end.
     flows: [Flow; 2],
@@ -56,11 +58,13 @@ pub(super) const READING: usize = 0;
 pub(super) const WRITING: usize = 1;
 
 impl Ends {
-    pub(super) fn new(wire: Wire) -> Ends {
+    pub(super) fn new(mut wire: Wire) -> Ends {
+        let back = wire.back.take().map_or_else(|| wire.clone(), |back| *back);
         Ends {
             is_unix: wire.is_unix,
+            is_timed: wire.is_timed() || back.is_timed(),
             ends: [End::default(), End::default()],
-            flows: [Flow::new(wire.clone()), Flow::new(wire)],
+            flows: [Flow::new(wire), Flow::new(back)],
             now: 0,
         }
     }
@@ -416,6 +420,6 @@ impl Ends {
 
     /// Whether something of it depends on the time.
     pub(super) fn needs_clock(&self) -> bool {
-        self.ends.iter().any(|end| end.user_timeout.is_some())
+        self.is_timed || self.ends.iter().any(|end| end.user_timeout.is_some())
     }
 }

@@ -69,6 +69,23 @@ fn what_is_sent_arrives_after_its_latency() {
 }
 
 #[test]
+fn each_direction_may_have_a_wire_of_its_own() {
+    run_on_test_clock(async || {
+        let back = Wire::tcp().latency(3 * SECOND).buffers(100, 200);
+        let (mut connection, mut peer) = pair(Wire::tcp().latency(SECOND).back(back));
+        let start = now();
+        connection.write_all(b"?").await.unwrap();
+        peer.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(now() - start, SECOND);
+        peer.write_all(b"!").await.unwrap();
+        connection.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(now() - start, 4 * SECOND);
+        // What is not acknowledged yet still takes room.
+        assert_eq!(fill(&peer).await, 99);
+    });
+}
+
+#[test]
 fn bytes_come_at_the_rate_of_the_wire_in_segments() {
     run_on_test_clock(async || {
         let (mut connection, mut peer) = pair(
