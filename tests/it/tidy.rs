@@ -116,6 +116,8 @@ const ORDER: &[&str] = &[
     "event_loop.rs",
     "task_group.rs",
     "signal.rs",
+    "connection/wire.rs",
+    "connection/ends.rs",
     "connection/pipe.rs",
     "connection/stream.rs",
     "connection/terms.rs",
