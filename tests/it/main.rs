@@ -26,3 +26,4 @@ mod tidy;
 mod time;
 mod tutorial;
 mod unix_socket;
+mod worlds;
