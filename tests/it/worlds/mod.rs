@@ -143,3 +143,19 @@ fn a_world_is_told() {
         Err(violation) => println!("{violation}"),
     }
 }
+
+#[test]
+#[ignore = "scratch"]
+fn slow_ones() {
+    for seed in seeds(100) {
+        let start = Instant::now();
+        let world = World::from_seed(seed);
+        let trace = play::play(&world);
+        let a = start.elapsed();
+        let _ = judge::judge(&world, &trace);
+        let b = start.elapsed() - a;
+        if a + b > std::time::Duration::from_millis(100) {
+            println!("{seed}: play {a:?} judge {b:?}, {} entries, {} peers, waits {:?}", trace.entries.len(), world.peers.len(), trace.waits);
+        }
+    }
+}
