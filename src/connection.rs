@@ -5,11 +5,15 @@
 
 mod activity;
 mod direction;
+#[cfg(feature = "testing")]
+mod ends;
 mod link;
 #[cfg(feature = "testing")]
 pub(crate) mod pipe;
 mod stream;
 mod terms;
+#[cfg(feature = "testing")]
+pub(crate) mod wire;
 
 use std::fmt;
 use std::future::Future;
@@ -26,6 +30,8 @@ use crate::address::Address;
 pub(crate) use link::{Link, State};
 use stream::Stream;
 pub(crate) use stream::set_user_timeout;
+#[cfg(feature = "testing")]
+pub(crate) use stream::user_timeout;
 pub use terms::Closing;
 pub(crate) use terms::Terms;
 

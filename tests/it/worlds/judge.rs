@@ -448,7 +448,7 @@ impl<'t> Course<'t> {
                     let is_over = stall.is_some_and(|stall| lasted >= stall);
                     check(is_over, STALL, || format!("{entry}, {lasted:?} after it waits"))?;
                     let taken = visit.got_within(write.unwrap_or(entry.at), entry.at);
-                    check(taken < visit.peer.window(), STALL, || {
+                    check(taken < visit.peer.wire.window(), STALL, || {
                         format!("{entry}, and the peer took {taken} B meanwhile")
                     })?;
                 }
@@ -573,7 +573,7 @@ impl<'t> Course<'t> {
                 _ => None,
             })
             .sum();
-        let most = 64 * 1024 + visit.peer.window() + 8_192;
+        let most = 64 * 1024 + visit.peer.wire.window() + 8_192;
         check(sent <= most, "a failed handler leaves no flood", || {
             format!("visit {}: its peer sent {sent} B after the error", visit.number)
         })
@@ -695,7 +695,7 @@ impl<'t> Visit<'t> {
 
     /// Whether its peer goes on taking: within `patience` it takes more than lies on the way.
     fn takes(&self, patience: Duration) -> bool {
-        let window = self.peer.window() as u32;
+        let window = self.peer.wire.window() as u32;
         let time = match self.peer.reads {
             Reads::Eagerly => Duration::ZERO,
             Reads::Slowly { piece, every } => millis(every) * window.div_ceil(piece as u32),
@@ -724,12 +724,5 @@ impl<'t> Visit<'t> {
             }
         }
         holder.holds() && !(left && reads && self.peer.wire.latency == 0)
-    }
-}
-
-impl Peer {
-    /// How many bytes may lie between the two ends, in one direction.
-    pub(super) fn window(&self) -> usize {
-        64 * 1024
     }
 }

@@ -6,6 +6,7 @@ mod judge;
 mod peers;
 mod plan;
 mod play;
+mod script;
 mod shrink;
 mod stage;
 mod trace;
@@ -141,21 +142,5 @@ fn a_world_is_told() {
     match judge::judge(&world, &trace) {
         Ok(()) => println!("every promise holds"),
         Err(violation) => println!("{violation}"),
-    }
-}
-
-#[test]
-#[ignore = "scratch"]
-fn slow_ones() {
-    for seed in seeds(100) {
-        let start = Instant::now();
-        let world = World::from_seed(seed);
-        let trace = play::play(&world);
-        let a = start.elapsed();
-        let _ = judge::judge(&world, &trace);
-        let b = start.elapsed() - a;
-        if a + b > std::time::Duration::from_millis(100) {
-            println!("{seed}: play {a:?} judge {b:?}, {} entries, {} peers, waits {:?}", trace.entries.len(), world.peers.len(), trace.waits);
-        }
     }
 }

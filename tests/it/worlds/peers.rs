@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
-use tinyloop::testing::{Connector, Faults};
+use tinyloop::testing::{Connector, Faults, Wire};
 use tinyloop::{Connection, sleep};
 
 use super::plan::{Peer, Reads, Say};
@@ -39,8 +39,17 @@ pub(super) async fn visit(stage: Rc<Stage>, index: usize, connector: Connector) 
     }
 }
 
-fn connect(connector: &Connector, _: &Peer, faults: Faults) -> io::Result<Connection> {
-    connector.connect(faults)
+fn connect(connector: &Connector, peer: &Peer, faults: Faults) -> io::Result<Connection> {
+    let plan = &peer.wire;
+    let mut wire = if plan.unix { Wire::unix() } else { Wire::tcp() };
+    if let Some((send, receive)) = plan.buffers {
+        wire = wire.buffers(send, receive);
+    }
+    if let Some(segment) = plan.segment {
+        wire = wire.segment(segment);
+    }
+    let wire = wire.latency(millis(plan.latency)).rate(plan.rate.unwrap_or(0));
+    connector.connect_over(wire, faults)
 }
 
 async fn live(stage: &Stage, peer: &Peer, visit: usize, connection: Connection) {

@@ -4,6 +4,9 @@ use std::fmt;
 
 use fastrand::Rng;
 
+/// How many requests one peer makes at most, so that no world takes long.
+const ROUNDS_MAX: usize = 100;
+
 /// Milliseconds on the test clock.
 pub(super) type Millis = u64;
 
@@ -134,8 +137,10 @@ pub(super) enum Beside {
 pub(super) enum Happening {
     /// The process stands still for so long.
     Stop(Millis),
-    /// So many accepts fail, for lack of descriptors.
-    NoDescriptors(u32),
+    /// There are no descriptors for so long.
+    NoDescriptors(Millis),
+    /// So many accepts fail, each with an error of its own connection.
+    FailedAccepts(u64),
 }
 
 /// How the world ends.
@@ -243,7 +248,8 @@ fn beside(rng: &mut Rng) -> Beside {
 
 fn happening(rng: &mut Rng) -> Happening {
     match rng.u8(..4) {
-        0 => Happening::NoDescriptors(rng.u32(1..5)),
+        0 => Happening::NoDescriptors(rng.u64(1..2_000)),
+        1 => Happening::FailedAccepts(rng.u64(1..150)),
         _ => Happening::Stop(rng.u64(1..6_000)),
     }
 }
@@ -274,10 +280,16 @@ fn peer(rng: &mut Rng, settings: &Settings, span: Millis, count: usize) -> Peer 
         8 => Reads::After(moment(rng, settings)),
         _ => Reads::Never,
     };
+    let most = says.iter().map(|say| match say {
+        Say::Send(n) => *n,
+        _ => 0,
+    });
+    // One byte at a time, much takes long.
+    let is_short = most.sum::<usize>() < 20_000;
     Peer {
         at: rng.u64(..span),
         wire: wire(rng),
-        faults: one_in(rng, 3).then(|| rng.u64(..)),
+        faults: one_in(rng, if is_short { 3 } else { 12 }).then(|| rng.u64(..)),
         reads,
         says,
         stays: if one_in(rng, 4) { moment(rng, settings) } else { 0 },
@@ -336,6 +348,19 @@ fn exchange(rng: &mut Rng, settings: &Settings, most: usize) -> (Vec<Say>, Vec<S
     for _ in 0..rng.u8(..6) {
         says.push(say(rng, settings, most));
     }
+    let said: usize = says
+        .iter()
+        .map(|say| match say {
+            Say::Send(n) => *n,
+            _ => 0,
+        })
+        .sum();
+    for step in &mut steps {
+        if let Step::Serve { request, reply, .. } = step {
+            *request = (*request).max(said / ROUNDS_MAX);
+            *reply = (*reply).min(most / (said / *request).max(1)).max(1);
+        }
+    }
     if let Some(at) = says
         .iter()
         .position(|say| matches!(say, Say::Close | Say::Reset))
@@ -367,6 +392,18 @@ fn say(rng: &mut Rng, settings: &Settings, most: usize) -> Say {
         16..18 => Say::HalfClose,
         18 => Say::Close,
         _ => Say::Reset,
+    }
+}
+
+impl Wire {
+    /// How many bytes may lie between the two ends, in one direction.
+    pub(super) fn window(&self) -> usize {
+        let (send, receive) = self.buffers.unwrap_or(match self.unix {
+            true => (65_536, 0),
+            false => (16_384, 65_536),
+        });
+        let receive = if self.unix { 0 } else { receive };
+        send + receive
     }
 }
 
@@ -476,7 +513,8 @@ impl fmt::Display for Happening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Happening::Stop(time) => write!(f, "the process is stopped for {time} ms"),
-            Happening::NoDescriptors(accepts) => write!(f, "{accepts} accepts find no descriptor"),
+            Happening::NoDescriptors(time) => write!(f, "no descriptors for {time} ms"),
+            Happening::FailedAccepts(count) => write!(f, "{count} accepts fail"),
         }
     }
 }

@@ -181,11 +181,15 @@ async fn happens(stage: Rc<Stage>, connector: Connector, at: u64, happening: Hap
     sleep(millis(at)).await;
     match happening {
         Happening::Stop(time) => compute(&stage, time),
-        Happening::NoDescriptors(accepts) => lack_descriptors(&connector, accepts),
+        Happening::NoDescriptors(time) => {
+            connector.limit_descriptors(0);
+            sleep(millis(time)).await;
+            connector.limit_descriptors(usize::MAX);
+        }
+        // ECONNABORTED.
+        Happening::FailedAccepts(count) => connector.fail_accepts(103, count),
     }
 }
-
-fn lack_descriptors(_: &Connector, _: u32) {}
 
 async fn beside_others(stage: Rc<Stage>, at: u64, beside: Beside) {
     sleep(millis(at)).await;
