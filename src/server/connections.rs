@@ -253,6 +253,8 @@ impl<H> Ending<H> {
         if !matches!(reason, CloseReason::Completed | CloseReason::Failed(_)) {
             self.link.reset();
         }
+        // Whoever has got the connection from its handler may hold it for longer.
+        self.link.give_place();
         let ended = Ended {
             id: self.link.id(),
             peer_addr: self.link.peer_addr(),
