@@ -217,8 +217,8 @@ impl<H> Ending<H> {
         let stay = self.shared.lingering.enter();
         if has_failed {
             self.tell();
+            let _reset = Reset(&self.link);
             give_time(&self.link, &stay).await;
-            self.link.reset();
         } else if deliver(&self.link, &stay).await.is_err() {
             self.tell();
             self.link.reset();
@@ -262,6 +262,15 @@ impl<H> Ending<H> {
             reason,
         };
         self.shared.record((ended, panic));
+    }
+}
+
+/// Resets a connection when it is dropped, be it by the end of the drain.
+struct Reset<'l>(&'l Link);
+
+impl Drop for Reset<'_> {
+    fn drop(&mut self) {
+        self.0.reset();
     }
 }
 
