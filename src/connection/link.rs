@@ -353,9 +353,13 @@ impl Link {
             .poll_silence(&self.terms, limit, || self.is_blocked(), cx)
     }
 
-    /// Whether a write waits for the peer.
+    /// Whether a write waits for the peer, or did so until now: whoever waited has had no turn since.
     fn is_blocked(&self) -> bool {
-        self.writing.waits() && !self.stream.is_writable()
+        let is_blocked = self.writing.waits();
+        if is_blocked && self.stream.is_writable() {
+            self.writing.set(Next::Try);
+        }
+        is_blocked
     }
 
     /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
@@ -369,13 +373,6 @@ impl Link {
             }
             _ => Poll::Pending,
         }
-    }
-
-    fn with_rare<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> T {
-        let mut rare = self.rare.take().unwrap_or_default();
-        let result = body(&mut rare);
-        self.rare.set(Some(rare));
-        result
     }
 
     pub(crate) fn is_released(&self) -> bool {
@@ -409,7 +406,9 @@ impl Link {
         if self.released.get() {
             return Poll::Ready(());
         }
-        self.with_rare(|rare| rare.owner = Some(cx.waker().clone()));
+        let mut rare = self.rare.take().unwrap_or_default();
+        rare.owner = Some(cx.waker().clone());
+        self.rare.set(Some(rare));
         Poll::Pending
     }
 
@@ -420,8 +419,9 @@ impl Link {
 
     /// Ready when the peer has taken nearly all that was written: what is left fits into its window.
     pub(crate) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let taken = ready!(self.stream.poll_taken(cx));
-        Poll::Ready(taken.map_err(|error| self.broken(error)))
+        self.stream
+            .poll_taken(cx)
+            .map_err(|error| self.broken(error))
     }
 
     /// Bounds how long the kernel tries to deliver what is written, and tells it to say when that is done.
@@ -431,9 +431,8 @@ impl Link {
 
     /// Resets the connection: the peer's next read fails when it has read what arrived, and ours fails at once.
     pub(crate) fn reset(&self) {
-        if self.state.replace(State::Broken) == State::Given {
-            self.state.set(State::Given);
-        } else {
+        if self.state.get() != State::Given {
+            self.state.set(State::Broken);
             self.stream.reset();
         }
     }
