@@ -32,7 +32,11 @@ fn fails(world: &World) -> Option<Violation> {
     }));
     played.unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let text = text.or_else(|| {
+            payload
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+        });
         Some(Violation {
             promise: "nothing panics but handlers",
             what: text.unwrap_or_default(),
@@ -46,7 +50,11 @@ fn differs(world: &World, trace: &Trace) -> Option<Violation> {
         return None;
     }
     let again = play::play(world);
-    let place = again.entries.iter().zip(&trace.entries).position(|(a, b)| a != b);
+    let place = again
+        .entries
+        .iter()
+        .zip(&trace.entries)
+        .position(|(a, b)| a != b);
     (again != *trace).then(|| Violation {
         promise: "the same seed gives the same trace",
         what: match place {
@@ -81,7 +89,10 @@ fn play_all(seeds: Range<u64>, stories: usize, progress: impl Fn(u64) + Sync) ->
                         let is_new = !found.lock().unwrap().contains_key(violation.promise);
                         if is_new {
                             let story = story(&world, &violation);
-                            found.lock().unwrap().insert(violation.promise, (seed, story));
+                            found
+                                .lock()
+                                .unwrap()
+                                .insert(violation.promise, (seed, story));
                         }
                     }
                     progress(played.fetch_add(1, Ordering::Relaxed) + 1);
@@ -96,7 +107,10 @@ fn play_all(seeds: Range<u64>, stories: usize, progress: impl Fn(u64) + Sync) ->
 /// The seeds to play: `TINYLOOP_WORLDS` is a number of them, or a range such as `1000..2000`.
 fn seeds(unless_told: u64) -> Range<u64> {
     let told = env::var("TINYLOOP_WORLDS").unwrap_or_else(|_| unless_told.to_string());
-    let number = |text: &str| text.parse().expect("TINYLOOP_WORLDS is a number or a range");
+    let number = |text: &str| {
+        text.parse()
+            .expect("TINYLOOP_WORLDS is a number or a range")
+    };
     match told.split_once("..") {
         Some((start, end)) => number(start)..number(end),
         None => 0..number(&told),

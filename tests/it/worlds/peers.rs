@@ -48,7 +48,9 @@ fn connect(connector: &Connector, peer: &Peer, faults: Faults) -> io::Result<Con
     if let Some(segment) = plan.segment {
         wire = wire.segment(segment);
     }
-    let wire = wire.latency(millis(plan.latency)).rate(plan.rate.unwrap_or(0));
+    let wire = wire
+        .latency(millis(plan.latency))
+        .rate(plan.rate.unwrap_or(0));
     connector.connect_over(wire, faults)
 }
 
@@ -102,7 +104,9 @@ async fn say_all(stage: &Stage, peer: &Peer, visit: usize, mut connection: &Conn
             Say::Wait(time) => sleep(millis(time)).await,
             Say::HalfClose => {
                 stage.tell(visit, What::HalfCloses);
-                poll_fn(|cx| Pin::new(&mut connection).poll_close(cx)).await.ok();
+                poll_fn(|cx| Pin::new(&mut connection).poll_close(cx))
+                    .await
+                    .ok();
             }
             Say::Close => return Leaves::Closes,
             Say::Reset => return Leaves::Resets,

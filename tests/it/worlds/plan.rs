@@ -209,7 +209,11 @@ fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
 
 /// None, as often as not; up to `most` otherwise.
 fn some<T>(rng: &mut Rng, most: usize, mut draw: impl FnMut(&mut Rng) -> T) -> Vec<T> {
-    let count = if one_in(rng, 2) { 0 } else { rng.usize(1..=most) };
+    let count = if one_in(rng, 2) {
+        0
+    } else {
+        rng.usize(1..=most)
+    };
     (0..count).map(|_| draw(rng)).collect()
 }
 
@@ -292,7 +296,11 @@ fn peer(rng: &mut Rng, settings: &Settings, span: Millis, count: usize) -> Peer 
         faults: one_in(rng, if is_short { 3 } else { 12 }).then(|| rng.u64(..)),
         reads,
         says,
-        stays: if one_in(rng, 4) { moment(rng, settings) } else { 0 },
+        stays: if one_in(rng, 4) {
+            moment(rng, settings)
+        } else {
+            0
+        },
         returns: if one_in(rng, 4) { rng.u32(1..4) } else { 0 },
         handler,
         ends_when_draining: one_in(rng, 2),
@@ -307,11 +315,23 @@ fn exchange(rng: &mut Rng, settings: &Settings, most: usize) -> (Vec<Say>, Vec<S
         steps.push(Step::HoldBomb);
     }
     match rng.u8(..13) {
-        0 => steps.push(if one_in(rng, 2) { Step::Echo } else { Step::LibraryEcho }),
+        0 => steps.push(if one_in(rng, 2) {
+            Step::Echo
+        } else {
+            Step::LibraryEcho
+        }),
         1 => {
             let (request, reply) = (size(rng, 20), size(rng, most));
-            let think = if one_in(rng, 2) { moment(rng, settings) } else { 0 };
-            steps.push(Step::Serve { request, think, reply });
+            let think = if one_in(rng, 2) {
+                moment(rng, settings)
+            } else {
+                0
+            };
+            steps.push(Step::Serve {
+                request,
+                think,
+                reply,
+            });
         }
         // Pushes, whatever the peer says.
         2 => {
@@ -327,7 +347,11 @@ fn exchange(rng: &mut Rng, settings: &Settings, most: usize) -> (Vec<Say>, Vec<S
         7 => {
             for _ in 0..rng.u8(1..4) {
                 let compute = Step::Compute(moment(rng, settings));
-                steps.extend([Step::Read(size(rng, 20)), compute, Step::Write(size(rng, most))]);
+                steps.extend([
+                    Step::Read(size(rng, 20)),
+                    compute,
+                    Step::Write(size(rng, most)),
+                ]);
             }
         }
         8 => {
@@ -471,8 +495,16 @@ impl fmt::Display for Peer {
         if self.returns > 0 {
             write!(f, ", comes back {} times", self.returns)?;
         }
-        let steps: Vec<String> = self.handler.iter().map(|step| format!("{step:?}")).collect();
-        let drains = if self.ends_when_draining { "; ends when draining" } else { "" };
+        let steps: Vec<String> = self
+            .handler
+            .iter()
+            .map(|step| format!("{step:?}"))
+            .collect();
+        let drains = if self.ends_when_draining {
+            "; ends when draining"
+        } else {
+            ""
+        };
         write!(f, "\n  handler: {}{drains}", steps.join(", "))
     }
 }

@@ -9,7 +9,8 @@ use smol::channel;
 use std::cell::RefCell;
 use tinyloop::testing::{self, Connector};
 use tinyloop::{
-    CloseReason, Event, EventLoop, OnPanic, Server, Task, TaskGroup, WhenFull, sleep, spawn, timeout,
+    CloseReason, Event, EventLoop, OnPanic, Server, Task, TaskGroup, WhenFull, sleep, spawn,
+    timeout,
 };
 
 use super::handlers::{compute, handle};
@@ -124,7 +125,8 @@ fn configure(stage: &Rc<Stage>, mut server: Server) -> Server {
 async fn serve(stage: Rc<Stage>, server: Server, upstream: Connector) {
     let handlers = stage.clone();
     stage.tell(None, What::Serves);
-    let serving = server.serve(async move |connection| handle(&handlers, &upstream, connection).await);
+    let serving =
+        server.serve(async move |connection| handle(&handlers, &upstream, connection).await);
     match AssertUnwindSafe(serving).catch_unwind().await {
         Ok(report) => {
             stage.tell(None, What::ServeReturns);
@@ -182,12 +184,17 @@ async fn happens(stage: Rc<Stage>, connector: Connector, at: u64, happening: Hap
     match happening {
         Happening::Stop(time) => compute(&stage, time),
         Happening::NoDescriptors(time) => {
+            stage.tell(None, What::LacksDescriptors);
             connector.limit_descriptors(0);
             sleep(millis(time)).await;
             connector.limit_descriptors(usize::MAX);
+            stage.tell(None, What::HasDescriptors);
         }
         // ECONNABORTED.
-        Happening::FailedAccepts(count) => connector.fail_accepts(103, count),
+        Happening::FailedAccepts(count) => {
+            stage.tell(None, What::FailAccepts);
+            connector.fail_accepts(103, count);
+        }
     }
 }
 

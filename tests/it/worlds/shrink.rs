@@ -1,10 +1,13 @@
 //! Makes a failing world as small as it can be while it still fails in the same way.
 
+use std::time::{Duration, Instant};
+
 use super::plan::{Reads, Say, Step, World};
 use super::trace::Violation;
 
-/// How many worlds are tried.
-const TRIES: usize = 2_000;
+/// How many worlds are tried, and for how long.
+const TRIES: usize = 3_000;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The smallest world found in which the same promise does not hold, and how it does not.
 pub(super) fn shrink(
@@ -13,10 +16,10 @@ pub(super) fn shrink(
     fails: impl Fn(&World) -> Option<Violation>,
 ) -> (World, Violation) {
     let (mut world, mut violation) = (world.clone(), violation.clone());
-    let mut tries = 0;
+    let (mut tries, start) = (0, Instant::now());
     'again: loop {
         for smaller in smaller(&world) {
-            if tries == TRIES {
+            if tries == TRIES || start.elapsed() > PATIENCE {
                 break 'again;
             }
             tries += 1;
@@ -84,13 +87,13 @@ fn smaller(world: &World) -> Vec<World> {
         change(&|w| w.peers[index].wire.rate = None);
         for say in 0..world.peers[index].says.len() {
             change(&|w| {
-            w.peers[index].says.remove(say);
-        });
+                w.peers[index].says.remove(say);
+            });
         }
         for step in 0..world.peers[index].handler.len() {
             change(&|w| {
-            w.peers[index].handler.remove(step);
-        });
+                w.peers[index].handler.remove(step);
+            });
         }
         // Sizes and times, by halves and by tens.
         for by in [10, 2] {
@@ -103,12 +106,20 @@ fn smaller(world: &World) -> Vec<World> {
             }
             for step in 0..world.peers[index].handler.len() {
                 change(&|w| match &mut w.peers[index].handler[step] {
-                    Step::Read(n) | Step::Write(n) | Step::WriteWhileReading(n) | Step::Ask(n)
-                    | Step::Feed(n) | Step::ReadOrTakeLeave(n) => {
+                    Step::Read(n)
+                    | Step::Write(n)
+                    | Step::WriteWhileReading(n)
+                    | Step::Ask(n)
+                    | Step::Feed(n)
+                    | Step::ReadOrTakeLeave(n) => {
                         *n = (*n / by as usize).max(1);
                     }
                     Step::Think(time) | Step::Compute(time) => *time /= by,
-                    Step::Serve { request, think, reply } => {
+                    Step::Serve {
+                        request,
+                        think,
+                        reply,
+                    } => {
                         *request = (*request / by as usize).max(1);
                         *think /= by;
                         *reply = (*reply / by as usize).max(1);

@@ -332,7 +332,11 @@ pub(super) fn reset_polls() {
 
 /// For each number of tasks, the most polls between a wake and its poll.
 pub(super) fn waits() -> Vec<(u64, u64)> {
-    WAITS.take().into_iter().filter(|&(_, polls)| polls > 0).collect()
+    WAITS
+        .take()
+        .into_iter()
+        .filter(|&(_, polls)| polls > 0)
+        .collect()
 }
 
 /// A task whose wakes and polls are counted.
@@ -364,7 +368,9 @@ impl Wake for Noted {
     fn wake_by_ref(self: &Arc<Self>) {
         let now = POLLS.get();
         if now > 0 {
-            self.woken.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).ok();
+            self.woken
+                .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
+                .ok();
         }
         let task = self.task.lock().unwrap().clone();
         task.wake();

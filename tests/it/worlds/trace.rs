@@ -91,11 +91,16 @@ pub(super) enum What {
     Serves,
     /// A task has computed for so long, or the process was stopped.
     TimePasses(Duration),
+    LacksDescriptors,
+    HasDescriptors,
+    FailAccepts,
     ShutsDown,
     DropsServe,
     DropsLoop,
     /// A timer, so long after its deadline.
-    Fires { due: Duration },
+    Fires {
+        due: Duration,
+    },
     Yielded,
     Woken,
     Ends,
