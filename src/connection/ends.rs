@@ -18,6 +18,8 @@ const LEAST_SEND: usize = 2304;
 /// Both ends, and the flow from each.
 pub(super) struct Ends {
     is_unix: bool,
+    /// What is sent arrives later.
+    is_timed: bool,
     ends: [End; 2],
     /// The first goes from the first end.
     flows: [Flow; 2],
@@ -56,11 +58,13 @@ pub(super) const READING: usize = 0;
 pub(super) const WRITING: usize = 1;
 
 impl Ends {
-    pub(super) fn new(wire: Wire) -> Ends {
+    pub(super) fn new(mut wire: Wire) -> Ends {
+        let back = wire.back.take().map_or_else(|| wire.clone(), |back| *back);
         Ends {
             is_unix: wire.is_unix,
+            is_timed: wire.is_timed() || back.is_timed(),
             ends: [End::default(), End::default()],
-            flows: [Flow::new(wire.clone()), Flow::new(wire)],
+            flows: [Flow::new(wire), Flow::new(back)],
             now: 0,
         }
     }
@@ -237,11 +241,13 @@ impl Ends {
         self.is_ready(me, WRITING).then_some(Ok(()))
     }
 
+    pub(super) fn is_unix(&self) -> bool {
+        self.is_unix
+    }
+
     pub(super) fn prepare_end(&mut self, me: usize, user_timeout: Duration) {
-        if !self.is_unix {
-            self.set_user_timeout(me, user_timeout);
-            self.flows[me].send = self.flows[me].send.min(LEAST_SEND);
-        }
+        self.set_user_timeout(me, user_timeout);
+        self.flows[me].send = self.flows[me].send.min(LEAST_SEND);
     }
 
     pub(super) fn set_user_timeout(&mut self, me: usize, timeout: Duration) {
@@ -314,12 +320,9 @@ impl Ends {
         self.now = self.now.max(now);
     }
 
-    /// The time is over in which the peer should have taken something (`tcp_write_err`). The peer hears of it when it
-    /// sends something; if nobody is left to be told, at once.
+    /// The time is over in which the peer should have taken something (`tcp_write_err`). The peer hears of it when its
+    /// system sends something: at the latest when a read opens its window.
     fn give_up(&mut self, me: usize) {
-        if self.ends[me].is_orphan {
-            self.flows[me].post(self.now, Packet::Reset);
-        }
         self.end(me);
         self.ends[me].error = Some(Errno::TIMEDOUT);
     }
@@ -419,6 +422,6 @@ impl Ends {
 
     /// Whether something of it depends on the time.
     pub(super) fn needs_clock(&self) -> bool {
-        self.ends.iter().any(|end| end.user_timeout.is_some())
+        self.is_timed || self.ends.iter().any(|end| end.user_timeout.is_some())
     }
 }

@@ -97,14 +97,12 @@ pub(crate) struct Pipe {
 
 struct Shared {
     ends: RefCell<Ends>,
-    is_timed: bool,
     started: Instant,
 }
 
 impl Pipe {
     pub(crate) fn pair(wire: Wire, faults: Faults) -> (Pipe, Pipe) {
         let shared = Rc::new(Shared {
-            is_timed: wire.is_timed(),
             started: time::now_or_system(),
             ends: RefCell::new(Ends::new(wire)),
         });
@@ -122,7 +120,7 @@ impl Pipe {
     /// Lets happen what is due, and what `body` does. Whoever has waited for that is woken.
     fn with<T>(&self, body: impl FnOnce(&mut Ends) -> T) -> T {
         let mut ends = self.shared.ends.borrow_mut();
-        if self.shared.is_timed || ends.needs_clock() {
+        if ends.needs_clock() {
             let since_start = time::now_or_system().saturating_duration_since(self.shared.started);
             ends.settle(since_start.as_nanos() as u64);
         }
@@ -171,8 +169,10 @@ impl Pipe {
                 Some(found) => Ok(found),
                 None => Err((ends.wait(self.me, direction, cx.waker()), ends.arm(self.me))),
             });
+            // Dropped outside every borrow, since dropping a task's last waker may run code of anybody's.
+            let _before = self.timers.borrow_mut()[direction].take();
             let waited = self.waits[direction].replace(looked.is_err());
-            let (before, at) = match looked {
+            let (waker, at) = match looked {
                 Ok(_) if waited && self.faults.borrow_mut().draw_delay() => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -180,19 +180,24 @@ impl Pipe {
                 Ok(found) => return Poll::Ready(found),
                 Err(waits) => waits,
             };
-            if let Some(before) = before {
-                before.wake();
+            if let Some(waker) = waker {
+                waker.wake();
             }
-            let at =
-                at.and_then(|nanos| self.shared.started.checked_add(Duration::from_nanos(nanos)));
-            let timer = &mut self.timers.borrow_mut()[direction];
-            *timer = at.map(time::sleep_until);
+            let at = at.and_then(|nanos| self.instant(nanos));
+            let Some(mut timer) = at.map(time::sleep_until) else {
+                return Poll::Pending;
+            };
             // It may be over by now, where time goes on by itself.
-            match timer.as_mut().map(|timer| Pin::new(timer).poll(cx)) {
-                Some(Poll::Ready(())) => {}
-                _ => return Poll::Pending,
+            if Pin::new(&mut timer).poll(cx).is_pending() {
+                self.timers.borrow_mut()[direction] = Some(timer);
+                return Poll::Pending;
             }
         }
+    }
+
+    fn instant(&self, nanos: u64) -> Option<Instant> {
+        let since_start = Duration::from_nanos(nanos);
+        self.shared.started.checked_add(since_start)
     }
 
     /// What the system call `poll` tells.
@@ -209,7 +214,11 @@ impl Pipe {
     }
 
     pub(crate) fn prepare_end(&self, user_timeout: Duration) {
-        self.with(|ends| ends.prepare_end(self.me, user_timeout));
+        self.with(|ends| {
+            if !ends.is_unix() {
+                ends.prepare_end(self.me, user_timeout);
+            }
+        });
     }
 
     pub(crate) fn reset(&self) {
@@ -221,9 +230,12 @@ impl Pipe {
         self.with(|ends| ends.abandon(self.me));
     }
 
-    /// Gives this end the options of its listener.
+    /// Gives this end the options of its listener, which are for TCP.
     pub(crate) fn set_options(&self, buffers: Option<usize>, user_timeout: Option<Duration>) {
         self.with(|ends| {
+            if ends.is_unix() {
+                return;
+            }
             if let Some(bytes) = buffers {
                 ends.set_buffers(self.me, bytes);
             }

@@ -11,7 +11,7 @@ use std::time::Duration;
 const FIRST_SEGMENT: usize = 536;
 
 /// What an in-memory connection goes over: the kind of its sockets, the sizes of their buffers, and how fast bytes get
-/// from one to the other. Both directions are alike.
+/// from one to the other. Both directions are alike, unless [`back`](Wire::back) says how the other is.
 ///
 /// The model is one of Linux's sockets. A test that runs the same random scripts on both holds it to that. These are
 /// left out on purpose:
@@ -35,6 +35,8 @@ pub struct Wire {
     pub(super) latency: u64,
     /// Nanoseconds that a mebibyte takes.
     pub(super) mebibyte_takes: u64,
+    /// The other direction's.
+    pub(super) back: Option<Box<Wire>>,
 }
 
 impl Wire {
@@ -48,6 +50,7 @@ impl Wire {
             segment: 64 * 1024,
             latency: 0,
             mebibyte_takes: 0,
+            back: None,
         }
     }
 
@@ -86,6 +89,18 @@ impl Wire {
     pub fn rate(mut self, bytes_per_second: u64) -> Wire {
         let mebibyte_takes = (1_000_000_000u64 << 20).checked_div(bytes_per_second);
         self.mebibyte_takes = mebibyte_takes.unwrap_or(0);
+        self
+    }
+
+    /// Another wire for what the peer sends: this one then carries what the connection sends, in [`pipe_over`], or the
+    /// server's end, in [`connect_over`]. It is of the same kind.
+    ///
+    /// [`pipe_over`]: crate::testing::pipe_over
+    /// [`connect_over`]: crate::testing::Connector::connect_over
+    #[must_use]
+    pub fn back(mut self, back: Wire) -> Wire {
+        let is_unix = self.is_unix;
+        self.back = Some(Box::new(Wire { is_unix, ..back }));
         self
     }
 

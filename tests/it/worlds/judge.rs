@@ -362,15 +362,11 @@ impl<'t> Course<'t> {
             let sent = visit.last_sent.filter(|_| visit.handled.is_some());
             [visit.closed.map(|closed| closed.0), visit.let_go, sent]
         });
-        let latency = self
-            .world
-            .peers
-            .iter()
-            .map(|peer| 4 * peer.wire.latency)
-            .max();
+        let visits = self.visits.iter();
+        let takes = visits.map(|visit| visit.peer.wire.takes(visit.peer_sent as usize));
+        let takes = takes.max().unwrap_or_default();
         let last = last.flatten().filter(|&at| at <= returned).max();
-        let busy =
-            last.map_or(shut_down, |last| last.max(shut_down)) + millis(latency.unwrap_or(0));
+        let busy = last.map_or(shut_down, |last| last.max(shut_down)) + takes;
         let end = busy + PATIENCE_WHILE_DRAINING + MOMENT + self.passed(shut_down, returned);
         check(returned <= end, PROMISE, || {
             format!("nothing is left from {busy:?} on, and serve returns at {returned:?}")
@@ -588,8 +584,8 @@ impl<'t> Course<'t> {
         let mut last = None;
         let mut write: Option<Duration> = None;
         let end = self.returned.or(self.dropped).unwrap_or(self.ended);
-        let entries = visit.entries.iter().map(|(_, entry)| entry);
-        for entry in entries.filter(|entry| (handled..=end).contains(&entry.at)) {
+        let entries = visit.entries.iter();
+        for &(place, entry) in entries.filter(|(_, entry)| (handled..=end).contains(&entry.at)) {
             let from_last = last.map(|last| (last, entry.at));
             if let (Some((from, to)), Some(idle), None) = (from_last, settings.idle, write) {
                 let idle = millis(idle);
@@ -640,9 +636,9 @@ impl<'t> Course<'t> {
                     last = None;
                 }
                 What::Closed { .. } => last = None,
-                // What it does from here on is the server's, which has other times for it.
-                What::Returns | What::Fails | What::Panics | What::IsDropped
-                    if visit.let_go.is_some_and(|at| at <= entry.at) =>
+                // What happens from here on is the server's, which has other times for it.
+                What::Returns | What::Fails | What::Panics | What::IsDropped | What::LetsGo
+                    if visit.is_let_go(place) =>
                 {
                     last = None;
                 }
@@ -790,6 +786,14 @@ impl<'t> Visit<'t> {
         self.entries.iter().any(|(_, entry)| wanted(&entry.what))
     }
 
+    /// Whether its handler has ended by this place in the trace, and let the connection go.
+    fn is_let_go(&self, place: usize) -> bool {
+        let mut holder = Holder::default();
+        let before = self.entries.iter().take_while(|(at, _)| *at <= place);
+        before.for_each(|(_, entry)| holder.note(&entry.what));
+        holder.ended && holder.let_go
+    }
+
     fn place_of(&self, wanted: impl Fn(&What) -> bool) -> usize {
         let found = self.entries.iter().find(|(_, entry)| wanted(&entry.what));
         found.map_or(usize::MAX, |(place, _)| *place)
@@ -836,6 +840,6 @@ impl<'t> Visit<'t> {
                 _ => {}
             }
         }
-        holder.holds() && !(left && reads && self.peer.wire.latency == 0)
+        holder.holds() && !(left && reads && self.peer.wire.is_at_once())
     }
 }

@@ -10,6 +10,7 @@ mod script;
 mod shrink;
 mod stage;
 mod trace;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::env;

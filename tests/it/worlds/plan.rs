@@ -1,8 +1,11 @@
 //! A world as plain data, and how a seed draws one. Plain, so that it can be replayed, shrunk and told.
 
 use std::fmt;
+use std::time::Duration;
 
 use fastrand::Rng;
+
+use super::trace::millis;
 
 /// How many requests one peer makes at most, so that no world takes long.
 const ROUNDS_MAX: usize = 100;
@@ -428,6 +431,22 @@ impl Wire {
         });
         let receive = if self.unix { 0 } else { receive };
         send + receive
+    }
+
+    /// Whether what is sent is there at once.
+    pub(super) fn is_at_once(&self) -> bool {
+        self.unix || (self.latency == 0 && self.rate.is_none())
+    }
+
+    /// How long so many bytes take at most, where somebody takes them at once.
+    pub(super) fn takes(&self, bytes: usize) -> Duration {
+        if self.is_at_once() {
+            return Duration::ZERO;
+        }
+        let receive = self.buffers.map_or(65_536, |(_, receive)| receive);
+        let round_trips = 4 + 4 * bytes / receive;
+        let rate = self.rate.map_or(0.0, |rate| bytes as f64 / rate as f64);
+        millis(2 * self.latency) * round_trips as u32 + Duration::from_secs_f64(rate)
     }
 }
 

@@ -67,6 +67,8 @@ enum Outcome {
     Done,
     Bytes(usize),
     Error(Errno),
+    /// Nothing more came, though not all had come.
+    Lost,
 }
 
 impl fmt::Display for Step {
@@ -94,6 +96,7 @@ impl fmt::Display for Outcome {
             Outcome::Nothing => write!(f, "-"),
             Outcome::Done => write!(f, "done"),
             Outcome::Bytes(count) => write!(f, "{count} bytes"),
+            Outcome::Lost => write!(f, "bytes are lost"),
             Outcome::Error(errno) => write!(f, "{:?}", errno.kind()),
         }
     }
@@ -109,8 +112,9 @@ fn script(seed: u64, kind: Kind) -> (Setting, Vec<Step>) {
     };
     let setting = Setting {
         kind,
-        send: size([16 << 10, 64 << 10], 1 << 20),
-        receive: size([32 << 10, 64 << 10], 1 << 20),
+        // Filled, the sender holds more than the receiver's system can still make room for, by packing what it has.
+        send: size([128 << 10, 256 << 10], 1 << 20),
+        receive: size([16 << 10, 32 << 10], 1 << 20),
         // A TCP listener with a full queue lets a client try again after a second.
         backlog: match kind {
             Kind::Tcp => CONNECTIONS,
@@ -447,12 +451,11 @@ impl Side {
                     Step::Fill(_) => end.fill(self.patience),
                     Step::Drain(_) => return self.drain(at, expected),
                     Step::ShutDown(_) => end.socket.shut_down().map(|()| Outcome::Done),
-                    Step::Close(_) => {
-                        self.ends[at] = None;
+                    Step::Reset(_) => {
+                        end.socket.reset();
                         return Outcome::Done;
                     }
                     _ => {
-                        end.socket.reset();
                         self.ends[at] = None;
                         return Outcome::Done;
                     }
@@ -481,10 +484,13 @@ impl Side {
             if is_over || start.elapsed() > self.patience {
                 if let Some(peer) = peer {
                     peer.is_full = false;
-                    let lost = outcome == Outcome::Error(Errno::AGAIN) && !is_empty;
-                    assert!(!lost, "of {} bytes came {read}", peer.written);
                 }
-                return outcome;
+                let waits = outcome == Outcome::Error(Errno::AGAIN);
+                return if waits && !is_empty {
+                    Outcome::Lost
+                } else {
+                    outcome
+                };
             }
             thread::yield_now();
         }
@@ -668,7 +674,7 @@ fn story(setting: Setting, lines: &[Line], seed: u64) -> String {
     story
 }
 
-/// Runs the scripts of seeds, half of them at the same time.
+/// Runs the scripts of seeds.
 fn check(kind: Kind, seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let (setting, steps) = script(seed, kind);
