@@ -219,7 +219,7 @@ impl<H> Ending<H> {
             self.tell();
             let _reset = Reset(&self.link);
             give_time(&self.link, &stay).await;
-        } else if deliver(&self.link, &stay).await.is_err() {
+        } else if self.link.state() == State::Stalled || deliver(&self.link, &stay).await.is_err() {
             self.tell();
             self.link.reset();
         } else {
