@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::plan::{End, Peer, Reads, Step, World};
@@ -444,6 +445,11 @@ impl<'t> Course<'t> {
         if left_early || !visit.takes(patience) || self.dropped.is_some() {
             return Ok(());
         }
+        // Time that passes within a poll stops the peer, too.
+        let passed = self.passed(visit.handled.unwrap_or_default(), self.ended);
+        if 2 * passed > patience {
+            return Ok(());
+        }
         // Where descriptors are short, connections that are being closed give up theirs.
         let (from, to) = (closed, visit.left.map_or(self.ended, |left| left.0));
         let is_short = self
@@ -497,6 +503,7 @@ impl<'t> Course<'t> {
         let stall = self.world.settings.stall.map(millis);
         let mut last = visit.handled;
         let mut write: Option<Duration> = None;
+        let mut waits = 0;
         for &(place, entry) in &visit.entries {
             match &entry.what {
                 What::Reads(_) => last = Some(entry.at),
@@ -504,7 +511,10 @@ impl<'t> Course<'t> {
                     last = Some(entry.at);
                     write = None;
                 }
-                What::WaitsToWrite => write = Some(entry.at),
+                What::WaitsToWrite => {
+                    write = Some(entry.at);
+                    waits = place;
+                }
                 What::WriteIsDropped => write = None,
                 What::CannotRead(Failure::Idle) => {
                     let lasted = entry.at - last.unwrap_or_default();
@@ -522,7 +532,7 @@ impl<'t> Course<'t> {
                     // The kernel's own timeout, which counts also where no write waits.
                     let patience = 3 * stall.unwrap_or_default();
                     let from = entry.at.saturating_sub(patience);
-                    let taken = visit.got_within(from, place);
+                    let taken = visit.got_within(from, entry.at, 0..place);
                     check(taken < visit.peer.wire.window(), STALL, || {
                         format!("{entry}, and the peer took {taken} B in {patience:?}")
                     })?;
@@ -533,7 +543,7 @@ impl<'t> Course<'t> {
                     check(is_over, STALL, || {
                         format!("{entry}, {lasted:?} after it waits")
                     })?;
-                    let taken = visit.got_within(write.unwrap_or(entry.at), place);
+                    let taken = visit.got_within(Duration::ZERO, entry.at, waits..place);
                     check(taken < visit.peer.wire.window(), STALL, || {
                         format!("{entry}, and the peer took {taken} B meanwhile")
                     })?;
@@ -799,9 +809,11 @@ impl<'t> Visit<'t> {
         found.map_or(usize::MAX, |(place, _)| *place)
     }
 
-    fn got_within(&self, from: Duration, place: usize) -> usize {
-        let before = self.entries.iter().filter(|(at, _)| *at < place);
-        let within = before.filter(|(_, entry)| entry.at >= from);
+    /// How much its peer got, of which the server could know.
+    fn got_within(&self, from: Duration, to: Duration, places: Range<usize>) -> usize {
+        let to = to.saturating_sub(self.peer.wire.takes(0));
+        let before = self.entries.iter().filter(|(at, _)| places.contains(at));
+        let within = before.filter(|(_, entry)| (from..=to).contains(&entry.at));
         within
             .filter_map(|(_, entry)| match entry.what {
                 What::Gets(n) => Some(n),

@@ -58,7 +58,7 @@ async fn perform(stage: Rc<Stage>) {
     end(&stage, serving).await;
     if stage.world.end.1 != End::DropLoop {
         let all = async { while visits.next().await.is_some() {} };
-        timeout(millis(200_000), all).await.ok();
+        timeout(millis(2_000_000), all).await.ok();
     }
     stage.tell(None, What::Ends);
 }
