@@ -162,7 +162,10 @@ async fn perform(
 
 /// Lets time pass within one poll.
 pub(super) fn compute(stage: &Stage, time: Millis) {
-    testing::advance(millis(time));
+    match stage.world.is_real {
+        true => thread::sleep(millis(time)),
+        false => testing::advance(millis(time)),
+    }
     stage.tell(None, What::TimePasses(millis(time)));
 }
 

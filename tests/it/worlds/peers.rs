@@ -2,6 +2,7 @@
 
 use std::future::{pending, poll_fn};
 use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -13,6 +14,13 @@ use super::plan::{Peer, Reads, Say};
 use super::stage::{Stage, bytes, said};
 use super::trace::{What, millis};
 
+/// Where peers connect to.
+#[derive(Clone)]
+pub(super) enum Target {
+    Memory(Connector),
+    Loopback(SocketAddr),
+}
+
 /// How a visit ends.
 #[derive(Clone, Copy, PartialEq)]
 enum Leaves {
@@ -23,17 +31,21 @@ enum Leaves {
 }
 
 /// A peer's visits, one after the other.
-pub(super) async fn visit(stage: Rc<Stage>, index: usize, connector: Connector) {
+pub(super) async fn visit(stage: Rc<Stage>, index: usize, server: Target) {
     let peer = stage.world.peers[index].clone();
     sleep(millis(peer.at)).await;
     for _ in 0..=peer.returns {
         let visit = stage.new_visit(index);
         let faults = peer.faults.map_or_else(Faults::none, Faults::from_seed);
-        let connection = match connect(&connector, &peer, faults) {
-            Ok(connection) => connection,
+        let connected = match &server {
+            Target::Memory(connector) => connect(connector, &peer, faults).map(|c| (c, 0)),
+            Target::Loopback(addr) => connect_socket(*addr),
+        };
+        let (connection, port) = match connected {
+            Ok(connected) => connected,
             Err(_) => return stage.tell(visit, What::IsRefused),
         };
-        stage.enqueue(visit);
+        stage.enqueue(visit, port);
         stage.tell(visit, What::Connects);
         live(&stage, &peer, visit, connection).await;
     }
@@ -52,6 +64,14 @@ fn connect(connector: &Connector, peer: &Peer, faults: Faults) -> io::Result<Con
         .latency(millis(plan.latency))
         .rate(plan.rate.unwrap_or(0));
     connector.connect_over(wire, faults)
+}
+
+/// Connects to a listener on loopback, at once. Returns the port that it connects from, too.
+fn connect_socket(addr: SocketAddr) -> io::Result<(Connection, u16)> {
+    let stream = TcpStream::connect(addr)?;
+    let port = stream.local_addr()?.port();
+    let stream = async_net::TcpStream::try_from(stream)?;
+    Ok((Connection::from(stream), port))
 }
 
 async fn live(stage: &Stage, peer: &Peer, visit: usize, connection: Connection) {

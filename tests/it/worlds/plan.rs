@@ -17,6 +17,8 @@ pub(super) type Millis = u64;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct World {
     pub(super) seed: u64,
+    /// On real sockets and the system's clock.
+    pub(super) is_real: bool,
     pub(super) settings: Settings,
     pub(super) peers: Vec<Peer>,
     pub(super) beside: Vec<(Millis, Beside)>,
@@ -54,7 +56,7 @@ pub(super) struct Peer {
     pub(super) ends_when_draining: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Wire {
     pub(super) unix: bool,
     /// The sizes of a send and a receive buffer, in bytes.
@@ -193,12 +195,75 @@ impl World {
         };
         World {
             seed,
+            is_real: false,
             settings,
             peers,
             beside,
             happenings,
             end: (at, end),
         }
+    }
+}
+
+/// The longest wait on the system's clock.
+const LONGEST: Millis = 300;
+
+impl World {
+    /// The same world on real sockets, with short times and few peers.
+    pub(super) fn made_real(mut self) -> World {
+        let short = |time: &mut Millis| *time = (*time / 10).min(LONGEST);
+        let timeout = |time: &mut Millis| *time = (*time / 10).clamp(100, LONGEST);
+        self.is_real = true;
+        self.peers.truncate(8);
+        self.beside.truncate(2);
+        self.happenings
+            .retain(|(_, happening)| matches!(happening, Happening::Stop(_)));
+        self.settings.idle.iter_mut().for_each(timeout);
+        self.settings.stall.iter_mut().for_each(timeout);
+        self.settings.drain = self.settings.drain.min(2_500);
+        short(&mut self.settings.set_up);
+        short(&mut self.end.0);
+        if let End::SecondSignal(time) = &mut self.end.1 {
+            short(time);
+        }
+        let times = self.beside.iter_mut().map(|(at, _)| at);
+        times
+            .chain(self.happenings.iter_mut().map(|(at, _)| at))
+            .for_each(short);
+        for (_, happening) in &mut self.happenings {
+            if let Happening::Stop(time) = happening {
+                short(time);
+            }
+        }
+        for (_, beside) in &mut self.beside {
+            if let Beside::Timers(_, within) = beside {
+                short(within);
+            }
+        }
+        for peer in &mut self.peers {
+            peer.wire = Wire::default();
+            peer.faults = None;
+            short(&mut peer.at);
+            short(&mut peer.stays);
+            if let Reads::Slowly { every: time, .. } | Reads::After(time) = &mut peer.reads {
+                short(time);
+            }
+            for say in &mut peer.says {
+                if let Say::Wait(time) = say {
+                    short(time);
+                }
+            }
+            for step in &mut peer.handler {
+                if let Step::Think(time)
+                | Step::Compute(time)
+                | Step::Serve { think: time, .. }
+                | Step::PassOn { after: time, .. } = step
+                {
+                    short(time);
+                }
+            }
+        }
+        self
     }
 }
 
@@ -296,7 +361,7 @@ fn peer(rng: &mut Rng, settings: &Settings, span: Millis, count: usize) -> Peer 
     Peer {
         at: rng.u64(..span),
         wire: wire(rng),
-        faults: one_in(rng, if is_short { 3 } else { 12 }).then(|| rng.u64(..)),
+        faults: one_in(rng, if is_short { 2 } else { 12 }).then(|| rng.u64(..)),
         reads,
         says,
         stays: if one_in(rng, 4) {

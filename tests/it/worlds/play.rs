@@ -9,12 +9,12 @@ use smol::channel;
 use std::cell::RefCell;
 use tinyloop::testing::{self, Connector};
 use tinyloop::{
-    CloseReason, Event, EventLoop, OnPanic, Server, Task, TaskGroup, WhenFull, sleep, spawn,
-    timeout,
+    Address, CloseReason, Event, EventLoop, Listener, OnPanic, Server, Task, TaskGroup, WhenFull,
+    sleep, spawn, timeout,
 };
 
 use super::handlers::{compute, handle};
-use super::peers;
+use super::peers::{self, Target};
 use super::plan::{Beside, End, Happening, World};
 use super::stage::{Stage, counted, reset_polls, waits};
 use super::trace::{Reason, Trace, What, millis};
@@ -22,7 +22,10 @@ use super::trace::{Reason, Trace, What, millis};
 /// What happens in a world.
 pub(super) fn play(world: &World) -> Trace {
     reset_polls();
-    let event_loop = EventLoop::with_test_clock().unwrap();
+    let event_loop = match world.is_real {
+        true => EventLoop::new().unwrap(),
+        false => EventLoop::with_test_clock().unwrap(),
+    };
     let stage = event_loop.run(async { Rc::new(Stage::new(world.clone())) });
     event_loop.run(perform(stage.clone()));
     drop(event_loop);
@@ -33,7 +36,15 @@ pub(super) fn play(world: &World) -> Trace {
 }
 
 async fn perform(stage: Rc<Stage>) {
-    let (server, connector) = testing::server();
+    let (mut server, connector) = testing::server();
+    let mut target = Target::Memory(connector.clone());
+    if stage.world.is_real {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        server = Server::from_listener(listener).unwrap();
+        if let Address::Tcp(addr) = server.local_addrs()[0] {
+            target = Target::Loopback(addr);
+        }
+    }
     let (upstream, ask_upstream) = testing::server();
     // Lives as long as the loop.
     spawn(upstream.serve(async |connection| tinyloop::echo(connection, b"").await)).detach();
@@ -41,7 +52,7 @@ async fn perform(stage: Rc<Stage>) {
 
     let mut visits = TaskGroup::new();
     for peer in 0..stage.world.peers.len() {
-        let visit = peers::visit(stage.clone(), peer, connector.clone());
+        let visit = peers::visit(stage.clone(), peer, target.clone());
         visits.spawn(counted(visit)).await;
     }
     for &(at, beside) in &stage.world.beside {
@@ -58,7 +69,12 @@ async fn perform(stage: Rc<Stage>) {
     end(&stage, serving).await;
     if stage.world.end.1 != End::DropLoop {
         let all = async { while visits.next().await.is_some() {} };
-        timeout(millis(2_000_000), all).await.ok();
+        let patience = if stage.world.is_real {
+            3_000
+        } else {
+            2_000_000
+        };
+        timeout(millis(patience), all).await.ok();
     }
     stage.tell(None, What::Ends);
 }
@@ -144,8 +160,10 @@ async fn serve(stage: Rc<Stage>, server: Server, upstream: Connector) {
 
 fn observe(stage: &Stage, event: &Event<'_>) {
     let (visit, what) = match event {
-        Event::Connected { id, .. } => (stage.accepted(Some(*id)), What::Connected),
-        Event::Rejected { .. } => (stage.accepted(None), What::Rejected),
+        Event::Connected { id, peer_addr } => {
+            (stage.accepted(Some(*id), peer_addr), What::Connected)
+        }
+        Event::Rejected { peer_addr, .. } => (stage.accepted(None, peer_addr), What::Rejected),
         Event::Closed {
             id,
             reason,

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use fastrand::Rng;
 use futures_lite::{AsyncRead, AsyncWrite};
-use tinyloop::Connection;
+use tinyloop::{Address, Connection};
 
 use super::plan::{Peer, World};
 use super::trace::{Entry, Failure, Trace, What};
@@ -49,8 +49,8 @@ pub(super) struct Stage {
     trace: RefCell<Trace>,
     /// What each visit's peer is to get: pieces of streams.
     written: RefCell<Vec<VecDeque<Piece>>>,
-    /// The visits that the server has not accepted yet.
-    queue: RefCell<VecDeque<usize>>,
+    /// The visits that the server has not accepted yet, with their ports on real sockets.
+    queue: RefCell<VecDeque<(usize, u16)>>,
     /// The visits under their connections' ids.
     visits: RefCell<HashMap<u64, usize>>,
     /// How many handlers and connections there are.
@@ -104,13 +104,19 @@ impl Stage {
         &self.world.peers[peer]
     }
 
-    /// The server accepts in the order in which the peers connect.
-    pub(super) fn enqueue(&self, visit: usize) {
-        self.queue.borrow_mut().push_back(visit);
+    /// The server accepts in the order in which the peers connect. On real sockets their ports tell who they are.
+    pub(super) fn enqueue(&self, visit: usize, port: u16) {
+        self.queue.borrow_mut().push_back((visit, port));
     }
 
-    pub(super) fn accepted(&self, id: Option<u64>) -> Option<usize> {
-        let visit = self.queue.borrow_mut().pop_front()?;
+    pub(super) fn accepted(&self, id: Option<u64>, peer_addr: &Address) -> Option<usize> {
+        let port = match peer_addr {
+            Address::Tcp(addr) => addr.port(),
+            _ => 0,
+        };
+        let mut queue = self.queue.borrow_mut();
+        let place = queue.iter().position(|(_, of)| *of == port)?;
+        let (visit, _) = queue.remove(place)?;
         if let Some(id) = id {
             self.visits.borrow_mut().insert(id, visit);
         }
