@@ -30,12 +30,14 @@ use std::io;
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::connection::Connection;
 use crate::connection::pipe::Pipe;
 use crate::server::{Queue, QueueEnd, Server};
+use crate::time::Timers;
 
 pub use crate::connection::pipe::Faults;
 pub use crate::connection::wire::Wire;
@@ -116,6 +118,18 @@ impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connector").finish_non_exhaustive()
     }
+}
+
+/// Lets the test clock go on by `duration` at once, as when a task computes for so long, or the process is stopped. Timers
+/// that are due by then fire in the loop's next turn, in the order of their deadlines.
+///
+/// Does nothing in a loop whose clock is the system's.
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn advance(duration: Duration) {
+    Timers::current_for("testing::advance").advance(duration);
 }
 
 /// A listener and its connections without a server: the system calls alone, for the test that compares them with Linux's.

@@ -334,7 +334,7 @@ impl Timers {
         CURRENT.with(|current| current.borrow().clone())
     }
 
-    fn current_for(caller: &str) -> Rc<Timers> {
+    pub(crate) fn current_for(caller: &str) -> Rc<Timers> {
         match Timers::current() {
             Some(timers) => timers,
             None => panic!("tinyloop::{caller} was called outside a running event loop"),
@@ -390,15 +390,12 @@ impl Timers {
         (left <= NEVER).then_some(deadline)
     }
 
-    /// Wakes every timer whose deadline is over. Returns whether there was one.
-    pub(crate) fn fire(&self) -> bool {
+    /// Wakes every timer whose deadline is over.
+    pub(crate) fn fire(&self) {
         let now = self.recent();
-        let mut fired = false;
         while let Some(waker) = self.pop_due(now) {
             waker.wake();
-            fired = true;
         }
-        fired
     }
 
     fn pop_due(&self, now: Instant) -> Option<Waker> {
@@ -417,14 +414,19 @@ impl Timers {
         match &self.clock {
             Clock::System => false,
             #[cfg(feature = "testing")]
-            Clock::Test(now) => match self.next_deadline() {
-                Some(deadline) => {
-                    now.set(deadline.max(now.get()));
-                    self.recent.set(now.get());
-                    true
-                }
-                None => false,
-            },
+            Clock::Test(now) => self.next_deadline().is_some_and(|deadline| {
+                now.set(deadline.max(now.get()));
+                self.recent.set(now.get());
+                true
+            }),
+        }
+    }
+
+    /// Lets a test clock go on in the middle of a turn.
+    #[cfg(feature = "testing")]
+    pub(crate) fn advance(&self, duration: Duration) {
+        if let Clock::Test(now) = &self.clock {
+            now.set(later(now.get(), duration));
         }
     }
 

@@ -241,11 +241,13 @@ impl Ends {
         self.is_ready(me, WRITING).then_some(Ok(()))
     }
 
+    pub(super) fn is_unix(&self) -> bool {
+        self.is_unix
+    }
+
     pub(super) fn prepare_end(&mut self, me: usize, user_timeout: Duration) {
-        if !self.is_unix {
-            self.set_user_timeout(me, user_timeout);
-            self.flows[me].send = self.flows[me].send.min(LEAST_SEND);
-        }
+        self.set_user_timeout(me, user_timeout);
+        self.flows[me].send = self.flows[me].send.min(LEAST_SEND);
     }
 
     pub(super) fn set_user_timeout(&mut self, me: usize, timeout: Duration) {

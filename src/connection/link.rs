@@ -332,8 +332,17 @@ impl Link {
             activity: &self.activity,
             terms: &self.terms,
             limit,
-            is_blocked: || self.writing.waits() && !self.stream.is_writable(),
+            is_blocked: || self.is_blocked(),
         }
+    }
+
+    /// Whether a write waits for the peer, or did so until now: whoever waited has had no turn since.
+    fn is_blocked(&self) -> bool {
+        let is_blocked = self.writing.waits();
+        if is_blocked && self.stream.is_writable() {
+            self.writing.set(Next::Try);
+        }
+        is_blocked
     }
 
     /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
@@ -408,8 +417,9 @@ impl Link {
 
     /// Ready when the peer has taken nearly all that was written: what is left fits into its window.
     pub(crate) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let taken = ready!(self.stream.poll_taken(cx));
-        Poll::Ready(taken.map_err(|error| self.broken(error)))
+        self.stream
+            .poll_taken(cx)
+            .map_err(|error| self.broken(error))
     }
 
     /// Bounds how long the kernel tries to deliver what is written, and tells it to say when that is done.
@@ -419,9 +429,8 @@ impl Link {
 
     /// Resets the connection: the peer's next read fails when it has read what arrived, and ours fails at once.
     pub(crate) fn reset(&self) {
-        if self.state.replace(State::Broken) == State::Given {
-            self.state.set(State::Given);
-        } else {
+        if self.state.get() != State::Given {
+            self.state.set(State::Broken);
             self.stream.reset();
         }
     }

@@ -1,6 +1,6 @@
 //! A connection in memory, for tests: as a nonblocking socket behaves, with faults drawn from a seed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -37,7 +37,8 @@ impl Faults {
         }
     }
 
-    /// Short reads and writes, `Interrupted` and untimely `WouldBlock`, drawn from `seed`. Nothing is lost.
+    /// Short reads and writes, `Interrupted`, untimely `WouldBlock`, and events that are told a turn late, drawn from
+    /// `seed`. Nothing is lost.
     pub fn from_seed(seed: u64) -> Faults {
         let mut random = fastrand::Rng::with_seed(seed);
         let percent = random.u8(5..75);
@@ -53,6 +54,11 @@ impl Faults {
     pub fn fail_after(mut self, calls: u64, kind: io::ErrorKind) -> Faults {
         self.failure = Some((calls, kind));
         self
+    }
+
+    /// Draws whether an event is told late, as by a reactor that has not looked since.
+    fn draw_delay(&mut self) -> bool {
+        self.random.u8(0..100) < self.percent
     }
 
     /// Draws what happens to a call for `length` bytes: how many it may have at most.
@@ -81,6 +87,8 @@ pub(crate) struct Pipe {
     /// Which of the two ends it is.
     me: usize,
     faults: RefCell<Faults>,
+    /// Who waits to read and to write has not been told of an event yet.
+    waits: [Cell<bool>; 2],
     /// Those of who waits to read and to write, for what happens by itself.
     timers: RefCell<[Option<Sleep>; 2]>,
     /// Counts as one of its server's descriptors.
@@ -102,6 +110,7 @@ impl Pipe {
             shared: shared.clone(),
             me,
             faults: RefCell::new(faults),
+            waits: Default::default(),
             timers: RefCell::default(),
             descriptor: None,
         };
@@ -162,7 +171,12 @@ impl Pipe {
             });
             // Dropped outside every borrow, since dropping a task's last waker may run code of anybody's.
             let _before = self.timers.borrow_mut()[direction].take();
+            let waited = self.waits[direction].replace(looked.is_err());
             let (waker, at) = match looked {
+                Ok(_) if waited && self.faults.borrow_mut().draw_delay() => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Ok(found) => return Poll::Ready(found),
                 Err(waits) => waits,
             };
@@ -200,7 +214,11 @@ impl Pipe {
     }
 
     pub(crate) fn prepare_end(&self, user_timeout: Duration) {
-        self.with(|ends| ends.prepare_end(self.me, user_timeout));
+        self.with(|ends| {
+            if !ends.is_unix() {
+                ends.prepare_end(self.me, user_timeout);
+            }
+        });
     }
 
     pub(crate) fn reset(&self) {
@@ -212,9 +230,12 @@ impl Pipe {
         self.with(|ends| ends.abandon(self.me));
     }
 
-    /// Gives this end the options of its listener.
+    /// Gives this end the options of its listener, which are for TCP.
     pub(crate) fn set_options(&self, buffers: Option<usize>, user_timeout: Option<Duration>) {
         self.with(|ends| {
+            if ends.is_unix() {
+                return;
+            }
             if let Some(bytes) = buffers {
                 ends.set_buffers(self.me, bytes);
             }

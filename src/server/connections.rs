@@ -205,6 +205,8 @@ impl<H> Served<H> {
         if !matches!(reason, CloseReason::Completed | CloseReason::Failed(_)) {
             self.link.reset();
         }
+        // Whoever has got the connection from its handler may hold it for longer.
+        self.link.give_place();
         let ended = Ended {
             id: self.link.id(),
             peer_addr: self.link.peer_addr(),
@@ -329,8 +331,10 @@ impl<H> Ending<H> {
         let stay = self.served.shared.lingering.enter();
         if has_failed {
             self.tell();
+            let _reset = Reset(link);
             give_time(link, &stay).await;
-            link.reset();
+        } else if link.state() == State::Stalled {
+            self.tell();
         } else if let Err(error) = deliver(link, &stay).await {
             if link.state() != State::Stalled {
                 // Nobody knows how much of it the peer has.
@@ -354,5 +358,14 @@ impl<H> Ending<H> {
 impl<H> Drop for Ending<H> {
     fn drop(&mut self) {
         self.tell();
+    }
+}
+
+/// Resets a connection when it is dropped, be it by the end of the drain.
+struct Reset<'l>(&'l Link);
+
+impl Drop for Reset<'_> {
+    fn drop(&mut self) {
+        self.0.reset();
     }
 }

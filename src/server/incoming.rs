@@ -223,7 +223,6 @@ impl Incoming {
         let shortage = self.shortage.get_or_insert_with(Trouble::begin);
         shortage.is_back();
         shortage.count += 1;
-        self.lingering.let_oldest_go();
         self.retry = Some(Retry {
             at: sleep(ACCEPT_PAUSE),
             closed_before: self.terms.closed(),
@@ -385,7 +384,11 @@ impl Incoming {
                 }
                 Err(error) => match AcceptError::of(&error) {
                     AcceptError::Connection if self.errors < ERRORS_MAX => self.errors += 1,
-                    AcceptError::Connection | AcceptError::Resources => self.fall_short(&error),
+                    AcceptError::Connection => self.fall_short(&error),
+                    AcceptError::Resources => {
+                        self.lingering.let_oldest_go();
+                        self.fall_short(&error);
+                    }
                     AcceptError::Listener => {
                         self.end();
                         let error = io_error::explain("cannot accept connections", &error);

@@ -1,4 +1,184 @@
-//! Worlds from seeds, and the script test that holds the in-memory connection against the kernel.
+//! Worlds from seeds: a server, its peers and what happens to them are drawn from a number, and the promises of
+//! docs/promises.md are checked against what happened. docs/testing.md says how to put a handler of one's own into them.
 
+mod handlers;
+mod judge;
+mod peers;
+mod plan;
+mod play;
 mod script;
+mod shrink;
+mod stage;
+mod trace;
 mod wire;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use plan::World;
+use trace::{Trace, Violation};
+
+/// How a world fails, if it does.
+fn fails(world: &World) -> Option<Violation> {
+    let played = panic::catch_unwind(AssertUnwindSafe(|| {
+        let trace = play::play(world);
+        let judged = judge::judge(world, &trace).err();
+        judged.or_else(|| differs(world, &trace))
+    }));
+    played.unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| {
+            payload
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+        });
+        Some(Violation {
+            promise: "nothing panics but handlers",
+            what: text.unwrap_or_default(),
+        })
+    })
+}
+
+/// A sixteenth of the worlds are played twice.
+fn differs(world: &World, trace: &Trace) -> Option<Violation> {
+    if world.is_real || world.seed % 16 != 0 {
+        return None;
+    }
+    let again = play::play(world);
+    let place = again
+        .entries
+        .iter()
+        .zip(&trace.entries)
+        .position(|(a, b)| a != b);
+    (again != *trace).then(|| Violation {
+        promise: "the same seed gives the same trace",
+        what: match place {
+            Some(place) => format!("{} and {}", trace.entries[place], again.entries[place]),
+            None => "one is longer".to_owned(),
+        },
+    })
+}
+
+/// A failing world in a few lines.
+fn story(world: &World, violation: &Violation) -> String {
+    if world.is_real {
+        return format!("seed {}, on real sockets: {violation}\n{world}", world.seed);
+    }
+    let (small, violation) = shrink::shrink(world, violation, fails);
+    format!("seed {}: {violation}\n{small}", world.seed)
+}
+
+/// Plays worlds on so many threads. Tells of the first that breaks a promise, for each promise, and goes on
+/// until there are as many stories.
+fn play_all(
+    seeds: Range<u64>,
+    stories: usize,
+    threads: usize,
+    world: impl Fn(u64) -> World + Sync,
+    progress: impl Fn(u64) + Sync,
+) -> Vec<String> {
+    let (next, played) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
+    let found: Mutex<BTreeMap<&str, (u64, String)>> = Mutex::default();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || found.lock().unwrap().len() >= stories {
+                        break;
+                    }
+                    let world = world(seed);
+                    if let Some(violation) = fails(&world) {
+                        let is_new = !found.lock().unwrap().contains_key(violation.promise);
+                        if is_new {
+                            let story = story(&world, &violation);
+                            found
+                                .lock()
+                                .unwrap()
+                                .insert(violation.promise, (seed, story));
+                        }
+                    }
+                    progress(played.fetch_add(1, Ordering::Relaxed) + 1);
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap();
+    found.into_values().map(|(_, story)| story).collect()
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// The seeds to play: the environment's `variable` is a number of them, or a range such as `1000..2000`.
+fn seeds(variable: &str, unless_told: u64) -> Range<u64> {
+    let told = env::var(variable).unwrap_or_else(|_| unless_told.to_string());
+    let number = |text: &str| {
+        text.parse()
+            .expect("a number of worlds, or a range of seeds")
+    };
+    match told.split_once("..") {
+        Some((start, end)) => number(start)..number(end),
+        None => 0..number(&told),
+    }
+}
+
+#[test]
+fn every_promise_holds_in_every_world() {
+    let seeds = seeds("TINYLOOP_WORLDS", 300);
+    let stories = play_all(seeds, 1, cores(), World::from_seed, |_| ());
+    assert!(stories.is_empty(), "{}", stories.join("\n\n"));
+}
+
+#[test]
+fn every_promise_holds_in_worlds_on_real_sockets() {
+    let seeds = seeds("TINYLOOP_REAL_WORLDS", 10);
+    // They wait more than they work.
+    let real = |seed| World::from_seed(seed).made_real();
+    let stories = play_all(seeds, 1, 10, real, |_| ());
+    assert!(stories.is_empty(), "{}", stories.join("\n\n"));
+}
+
+/// `just worlds`: plays worlds until it is stopped, or ten promises are broken.
+#[test]
+#[ignore = "runs until it is stopped"]
+fn worlds_without_end() {
+    let start = Instant::now();
+    let seeds = seeds("TINYLOOP_WORLDS", u64::MAX);
+    let stories = play_all(seeds, 10, cores(), World::from_seed, |played| {
+        if played % 1_000 == 0 {
+            let rate = played as f64 / start.elapsed().as_secs_f64();
+            eprint!("\r{played} worlds, {rate:.0} a second ");
+        }
+    });
+    eprintln!();
+    assert!(stories.is_empty(), "{}", stories.join("\n\n"));
+}
+
+/// `just world SEED`: plays a world, and shows what happens.
+#[test]
+#[ignore = "needs TINYLOOP_WORLD"]
+fn a_world_is_told() {
+    let Ok(seed) = env::var("TINYLOOP_WORLD") else {
+        return;
+    };
+    let seed = seed.parse().expect("TINYLOOP_WORLD is a seed");
+    let mut world = World::from_seed(seed);
+    if let Some(violation) = fails(&world) {
+        world = shrink::shrink(&world, &violation, fails).0;
+    }
+    let trace = play::play(&world);
+    println!("seed {seed}, {} entries\n{world}", trace.entries.len());
+    trace.entries.iter().for_each(|entry| println!("{entry}"));
+    match judge::judge(&world, &trace) {
+        Ok(()) => println!("every promise holds"),
+        Err(violation) => println!("{violation}"),
+    }
+}
