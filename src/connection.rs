@@ -4,16 +4,20 @@
 //! others run after a bounded burst, and one whose peer has gone silent or stopped reading ends with an error.
 
 mod activity;
+pub(crate) mod chunk;
+pub(crate) mod connect;
 mod direction;
 mod link;
 #[cfg(feature = "testing")]
 pub(crate) mod pipe;
+mod rare;
 mod stream;
 mod terms;
 
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -66,6 +70,16 @@ impl Connection {
         self.link.peer_addr()
     }
 
+    /// The address of this end. [`Address::Unknown`] in memory, and if the system does not tell.
+    pub fn local_addr(&self) -> Address {
+        self.link.stream().local_addr().unwrap_or(Address::Unknown)
+    }
+
+    /// The socket, for its options (keepalive, buffers: all that rustix and socket2 do). None in memory.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.link.stream().as_fd()
+    }
+
     /// Number of bytes read so far.
     pub fn bytes_in(&self) -> u64 {
         self.link.traffic().bytes_in
@@ -113,6 +127,22 @@ impl Connection {
     /// itself take long to answer, longer than it takes.
     pub fn end_when_draining_after(&self, quiet: Duration) {
         self.link.end_when_quiet(quiet);
+    }
+
+    /// Sets an idle timeout of the connection's own, or none. For a server's connection it stands in place of the
+    /// [server's](crate::Server::idle_timeout). The time counts from this call.
+    ///
+    /// On a connection that no server made it ends reads only: nobody watches over a task that waits for something else.
+    /// A read that waits already, in another task and without a timeout, knows of it when it is polled next.
+    pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
+        self.link.set_idle_timeout(timeout);
+    }
+
+    /// Sets a stall timeout of the connection's own, or none. For a server's connection it stands in place of the
+    /// [server's](crate::Server::stall_timeout), with the same effect. A write that waits already is as with
+    /// [`set_idle_timeout`](Connection::set_idle_timeout).
+    pub fn set_stall_timeout(&self, timeout: Option<Duration>) {
+        self.link.set_stall_timeout(timeout);
     }
 
     /// Resets the connection. The peer's reads fail (`ConnectionReset`) after what has arrived; what is unsent is thrown

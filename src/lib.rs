@@ -101,7 +101,9 @@
 
 mod address;
 mod connection;
+mod copy;
 mod echo;
+mod endpoint;
 mod event_loop;
 mod executor;
 mod io_error;
@@ -114,27 +116,23 @@ mod task_table;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
+mod unblock;
 
 pub use address::Address;
+pub use connection::chunk::Chunk;
 pub use connection::{Closing, Connection};
+pub use copy::{CopyError, Side, copy_both};
 pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
+pub use endpoint::{Endpoint, ToEndpoint};
 pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table, yield_now};
-pub use report::Report;
+pub use report::{LiveReport, Report};
 pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Server, WhenFull};
 pub use smol::Task;
-/// Runs blocking work on a thread of smol's pool, beside the event loop.
-///
-/// The pool starts a thread when all of its threads are busy, or when more than five pieces of work wait for each idle
-/// one. **If the system refuses that thread** (a container's limit on processes, `ulimit -u`), the call tries again on
-/// the calling thread, without a pause and until there is a thread. So the loop stands still with its CPU at 100 %, and
-/// a [`timeout`] around the call does not fire. The same holds for all of smol that uses the pool: files, processes,
-/// stdin, and names of hosts. [`Server::bind`] checks for a thread first, and returns an error.
-///
-/// Below is smol's own documentation.
-pub use smol::unblock;
 pub use task_group::TaskGroup;
 pub use task_table::{ConnectionInfo, SLOW_POLL, SlowPoll, TaskInfo, TaskState, TaskTable};
-pub use time::{Interval, Sleep, TimedOut, interval, now, sleep, sleep_until, timeout};
+pub use time::interval::{Interval, interval};
+pub use time::{Sleep, TimedOut, now, sleep, sleep_until, timeout};
+pub use unblock::unblock;
 
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/tutorial.md")]

@@ -30,12 +30,14 @@ use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 
 use crate::connection::Connection;
+use crate::connection::connect;
 use crate::connection::pipe::Pipe;
 use crate::server::{Queue, QueueEnd, Server};
 
 pub use crate::connection::pipe::Faults;
 
-/// A connection and its peer, in memory. The connection has `faults`, the peer has none.
+/// A connection and its peer, in memory. The connection has `faults`, the peer has none. Each direction holds 64 KiB:
+/// then a write waits for the other end to read.
 pub fn pipe(faults: Faults) -> (Connection, Connection) {
     let (end, peer) = Pipe::pair(faults);
     (
@@ -51,6 +53,23 @@ pub fn server() -> (Server, Connector) {
         Server::from_queue(QueueEnd(queue.clone())),
         Connector { queue },
     )
+}
+
+/// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now on:
+/// so a tool that connects can be tested as a whole. The connecting ends have `faults`.
+///
+/// A later server may have the same name. When the server is gone, connections are refused.
+pub fn server_at(name: &str, faults: Faults) -> Server {
+    let (server, Connector { queue }) = server();
+    let queue = Rc::downgrade(&queue);
+    let connect = move || {
+        let queue = queue.upgrade().ok_or(io::ErrorKind::ConnectionRefused)?;
+        let (end, peer) = Pipe::pair(faults.clone());
+        queue.push(peer)?;
+        Ok(Connection::in_memory(end, Rc::default()))
+    };
+    connect::set_in_memory(name, Rc::new(connect));
+    server
 }
 
 /// Connects to the [`server`] that it came with.

@@ -134,8 +134,8 @@ impl Activity {
     }
 
     /// Ready when a write has waited for the stall timeout.
-    pub(super) fn poll_stall(&self, terms: &Terms, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timeout) = terms.stall_timeout else {
+    pub(super) fn poll_stall(&self, timeout: Option<Duration>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(timeout) = timeout else {
             return Poll::Pending;
         };
         self.with_timers(|timers| {
@@ -162,6 +162,14 @@ impl Activity {
             timers.stall = None;
         }
         self.timers.set(timers);
+    }
+
+    /// Has those look anew who wait with a timer: the timeouts have changed.
+    pub(super) fn look_again(&self) {
+        if let Some(timers) = self.timers.take() {
+            let timers = [timers.silence, timers.watch, timers.stall];
+            timers.into_iter().flatten().for_each(Sleep::wake);
+        }
     }
 
     fn with_timers<T>(&self, body: impl FnOnce(&mut Timers) -> T) -> T {

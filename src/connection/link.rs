@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_lite::ready;
@@ -15,6 +15,7 @@ use crate::report::Traffic;
 
 use super::activity::Activity;
 use super::direction::{Direction, Next, Waiters};
+use super::rare::{Rare, RareParts};
 use super::stream::Stream;
 use super::terms::{Closing, Terms, WaitingKey};
 
@@ -44,7 +45,7 @@ pub(crate) struct Link {
     /// Its input ends during a drain when it was quiet for this long, and where it waits for the drain.
     quiet: Cell<Option<Duration>>,
     drain_key: Cell<Option<WaitingKey>>,
-    rare: Cell<Option<Box<Rare>>>,
+    rare: Rare,
     terms: Rc<Terms>,
 }
 
@@ -64,15 +65,6 @@ pub(crate) enum State {
     Stalled,
     /// Its stream was given to somebody else.
     Given,
-}
-
-/// What few connections need, and so is no part of every one.
-#[derive(Default)]
-struct Rare {
-    /// The server, which waits for the handler's side to let go.
-    owner: Option<Waker>,
-    readers: Option<Arc<Waiters>>,
-    writers: Option<Arc<Waiters>>,
 }
 
 /// Why a read that waits has waited long enough.
@@ -101,7 +93,7 @@ impl Link {
             released: Cell::new(false),
             quiet: Cell::new(None),
             drain_key: Cell::new(None),
-            rare: Cell::new(None),
+            rare: Rare::default(),
             terms,
         }
     }
@@ -217,7 +209,7 @@ impl Link {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                     Poll::Pending => {
-                        ready!(self.activity.poll_stall(&self.terms, cx));
+                        ready!(self.activity.poll_stall(self.stall_timeout(), cx));
                         // Linux tells of room when a third of the buffer is free. A slow reader may have made less.
                         last_try = true;
                     }
@@ -279,26 +271,36 @@ impl Link {
     fn shared_waker(
         &self,
         is_second: bool,
-        slot: impl FnOnce(&mut Rare) -> &mut Option<Arc<Waiters>>,
+        slot: impl FnOnce(&mut RareParts) -> &mut Option<Arc<Waiters>>,
     ) -> Option<Arc<Waiters>> {
-        let mut rare = self.rare.take();
-        if is_second && rare.is_none() {
-            rare = Some(Box::default());
+        match is_second {
+            true => Some(
+                self.rare
+                    .with(|rare| slot(rare).get_or_insert_default().clone()),
+            ),
+            false => self.rare.peek(|rare| slot(rare).clone()).flatten(),
         }
-        let waiters = rare.as_mut().and_then(|rare| {
-            let waiters = slot(rare);
-            if is_second && waiters.is_none() {
-                *waiters = Some(Arc::default());
-            }
-            waiters.clone()
-        });
-        self.rare.set(rare);
-        waiters
+    }
+
+    pub(super) fn set_idle_timeout(&self, timeout: Option<Duration>) {
+        self.rare.with(|rare| rare.idle_timeout = Some(timeout));
+        self.activity.happened();
+        self.activity.look_again();
+    }
+
+    pub(super) fn set_stall_timeout(&self, timeout: Option<Duration>) {
+        self.rare.with(|rare| rare.stall_timeout = Some(timeout));
+        self.stream.set_user_timeout(timeout).ok(); // What fails is broken, and the next call tells.
+        self.activity.look_again();
+    }
+
+    pub(crate) fn stall_timeout(&self) -> Option<Duration> {
+        self.rare.stall_timeout(&self.terms)
     }
 
     fn broken(&self, error: io::Error) -> io::Error {
         // The kernel's own timeout on a peer that does not read (TCP_USER_TIMEOUT).
-        if error.kind() == io::ErrorKind::TimedOut && self.terms.stall_timeout.is_some() {
+        if error.kind() == io::ErrorKind::TimedOut && self.stall_timeout().is_some() {
             return self.stalled();
         }
         self.state.set(State::Broken);
@@ -333,16 +335,17 @@ impl Link {
             // Read on by the server, which has a patience of its own.
             return Poll::Pending;
         }
+        let idle_timeout = self.rare.idle_timeout(&self.terms);
         if let Some(quiet) = self.quiet.get() {
             let mut key = self.drain_key.get();
             let closing = self.terms.poll_closing(&mut key, cx);
             self.drain_key.set(key);
-            let is_shorter = self.terms.idle_timeout.is_none_or(|idle| quiet <= idle);
+            let is_shorter = idle_timeout.is_none_or(|idle| quiet <= idle);
             if closing.is_ready() && is_shorter {
                 return self.poll_silence(cx, quiet).map(|()| Over::Quiet);
             }
         }
-        match self.terms.idle_timeout {
+        match idle_timeout {
             Some(timeout) => self.poll_silence(cx, timeout).map(|()| Over::Idle),
             None => Poll::Pending,
         }
@@ -361,7 +364,7 @@ impl Link {
     /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
     /// will not hear of the timeout. For the server, which ends the handler then.
     pub(crate) fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.terms.idle_timeout {
+        match self.rare.idle_timeout(&self.terms) {
             // Of a stream that was given away we see no activity.
             Some(limit) if self.state.get() != State::Given => {
                 self.activity
@@ -369,13 +372,6 @@ impl Link {
             }
             _ => Poll::Pending,
         }
-    }
-
-    fn with_rare<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> T {
-        let mut rare = self.rare.take().unwrap_or_default();
-        let result = body(&mut rare);
-        self.rare.set(Some(rare));
-        result
     }
 
     pub(crate) fn is_released(&self) -> bool {
@@ -396,10 +392,8 @@ impl Link {
     /// The handler's side lets go.
     pub(super) fn release(&self) {
         self.released.set(true);
-        let mut rare = self.rare.take();
-        let owner = rare.as_mut().and_then(|rare| rare.owner.take());
-        self.rare.set(rare);
-        if let Some(owner) = owner {
+        let owner = self.rare.peek(|rare| rare.owner.take());
+        if let Some(owner) = owner.flatten() {
             owner.wake();
         }
     }
@@ -409,7 +403,7 @@ impl Link {
         if self.released.get() {
             return Poll::Ready(());
         }
-        self.with_rare(|rare| rare.owner = Some(cx.waker().clone()));
+        self.rare.with(|rare| rare.owner = Some(cx.waker().clone()));
         Poll::Pending
     }
 
@@ -431,11 +425,13 @@ impl Link {
 
     /// Resets the connection: the peer's next read fails when it has read what arrived, and ours fails at once.
     pub(crate) fn reset(&self) {
-        if self.state.replace(State::Broken) == State::Given {
-            self.state.set(State::Given);
-        } else {
-            self.stream.reset();
+        match self.state.get() {
+            State::Given => return,
+            // What has ended it stays known.
+            State::Idle | State::Stalled => {}
+            _ => self.state.set(State::Broken),
         }
+        self.stream.reset();
     }
 }
 

@@ -84,7 +84,7 @@ impl<H: Handler> Connections<H> {
             link,
             outcome: Cell::new(Some(Outcome::Cancelled)),
         };
-        self.tasks.spawn_now(label, async move {
+        self.tasks.start(label, async move {
             Attended {
                 handler: ending.call_handler(connection),
                 ending: &ending,

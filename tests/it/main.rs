@@ -1,6 +1,7 @@
 //! The integration tests: the public API and the program, with real sockets, signals and processes.
 
 mod binary;
+mod connect;
 mod echo;
 mod ends;
 mod event_loop;
