@@ -1,6 +1,6 @@
 //! Connections that a tool makes: to where, within what time, and with what options.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::thread;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use rustix::net::sockopt;
 use tinyloop::testing::{Faults, for_each_seed, server_at};
-use tinyloop::{Address, Connection, Endpoint, EventLoop, Server, sleep, spawn, timeout};
+use tinyloop::{Address, Connection, Endpoint, Event, EventLoop, Server, sleep, spawn, timeout};
 
 use crate::support::{DEADLINE, TempDir, in_a_process_of_its_own, run, run_on_test_clock};
 
@@ -397,39 +397,45 @@ fn a_chunk_is_what_came_and_waiting_for_it_takes_no_buffer() {
 
 #[test]
 fn a_server_that_is_not_told_how_many_connections_leaves_descriptors_for_others() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     in_a_process_of_its_own(|| {
-        let limit = rustix::process::Rlimit {
-            current: Some(64),
-            maximum: Some(64),
+        let limit = getrlimit(Resource::Nofile);
+        let set = |current| {
+            setrlimit(
+                Resource::Nofile,
+                Rlimit {
+                    current: Some(current),
+                    ..limit
+                },
+            )
         };
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+        set(64).unwrap();
         tinyloop::run(async {
             let server = Server::bind("127.0.0.1:0").await.unwrap();
-            let addr = server.local_addrs()[0].tcp().unwrap();
-            let live = server.live_report();
-            let serving =
+            // The clients of this process need descriptors, too.
+            set(512).unwrap();
+            let addr = server.local_addrs()[0].clone();
+            let (tell, told) = smol::channel::unbounded();
+            let server = server.observe(move |event| {
+                if let Event::LimitReached {
+                    max_connections, ..
+                } = event
+                {
+                    tell.try_send(*max_connections).unwrap();
+                }
+            });
+            let _serving =
                 spawn(server.serve(async |connection| tinyloop::echo(connection, b"").await));
-            // The clients have descriptors of this process, too, so they are few: the limit is below what they would take.
-            let mut clients: Vec<Connection> = Vec::new();
-            while clients.len() < 16 {
-                clients.push(Connection::connect(addr).await.unwrap());
+            let mut clients = Vec::new();
+            while told.is_empty() && clients.len() < 64 {
+                let mut client = Connection::connect(&addr).await.unwrap();
+                client.write_all(b"x").await.unwrap();
+                timeout(Duration::from_millis(500), client.read_exact(&mut [0]))
+                    .await
+                    .ok();
+                clients.push(client);
             }
-            timeout(DEADLINE, async {
-                while live.report().open() < 16 {
-                    sleep(Duration::from_millis(1)).await
-                }
-            })
-            .await
-            .unwrap();
-            drop(clients);
-            timeout(DEADLINE, async {
-                while live.report().open() > 0 {
-                    sleep(Duration::from_millis(1)).await
-                }
-            })
-            .await
-            .unwrap();
-            drop(serving);
+            assert_eq!(told.recv().await, Ok(32));
         });
     });
 }

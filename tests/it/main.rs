@@ -2,6 +2,7 @@
 
 mod binary;
 mod connect;
+mod copy;
 mod echo;
 mod ends;
 mod event_loop;
@@ -9,6 +10,7 @@ mod examples;
 mod far_ends;
 mod faults;
 mod faulty_pipe;
+mod http;
 mod models;
 mod monitor;
 mod packaging_texts;
