@@ -124,7 +124,7 @@ impl Connection {
     }
 
     /// Like [`end_when_draining`](Connection::end_when_draining), after another time of quiet: for a handler that may
-    /// itself take long to answer, longer than it takes.
+    /// itself take long to answer, longer than it takes. It counts in milliseconds, rounded up, and up to 49 days.
     pub fn end_when_draining_after(&self, quiet: Duration) {
         self.link.end_when_quiet(quiet);
     }
@@ -135,14 +135,16 @@ impl Connection {
     /// On a connection that no server made it ends reads only: nobody watches over a task that waits for something else.
     /// A read that waits already, in another task and without a timeout, knows of it when it is polled next.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.link.set_idle_timeout(timeout);
+        self.link.set_own_timeouts(|own| own.idle = Some(timeout));
     }
 
     /// Sets a stall timeout of the connection's own, or none. For a server's connection it stands in place of the
     /// [server's](crate::Server::stall_timeout), with the same effect. A write that waits already is as with
     /// [`set_idle_timeout`](Connection::set_idle_timeout).
     pub fn set_stall_timeout(&self, timeout: Option<Duration>) {
-        self.link.set_stall_timeout(timeout);
+        self.link.set_own_timeouts(|own| own.stall = Some(timeout));
+        // What fails is broken, and the next call tells.
+        self.link.stream().set_user_timeout(timeout).ok();
     }
 
     /// Resets the connection. The peer's reads fail (`ConnectionReset`) after what has arrived; what is unsent is thrown
@@ -172,6 +174,12 @@ impl Connection {
     #[cfg(feature = "testing")]
     pub(crate) fn in_memory(pipe: pipe::Pipe, terms: Rc<Terms>) -> Connection {
         Connection::new(Stream::Pipe(pipe), Address::Unknown, terms)
+    }
+
+    /// The handler's side of a connection, of which [`Link::is_released`] tells whether it is there.
+    pub(crate) fn held(link: Rc<Link>) -> Connection {
+        link.hold();
+        Connection { link }
     }
 
     pub(crate) fn link(&self) -> Rc<Link> {

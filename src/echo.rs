@@ -4,12 +4,12 @@
 //! so that an idle connection holds none. Only what the socket refuses is copied into the connection's own.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt, ready};
+use futures_lite::{AsyncRead, AsyncWrite, ready};
 
 use crate::connection::Connection;
 
@@ -42,43 +42,57 @@ pub fn echo_framed(
     prefix: &[u8],
     framing: Framing,
 ) -> impl Future<Output = io::Result<()>> {
-    let mut framer = Framer::new(prefix, framing);
-    // Not an async function, which would keep its arguments beside what it makes of them.
-    async move {
-        connection.end_when_draining();
-        let mut unsent = Vec::new();
-        while poll_fn(|cx| poll_answer(&connection, &mut framer, &mut unsent, cx)).await? > 0 {
-            if !unsent.is_empty() {
-                (&connection).write_all(&unsent).await?;
-                unsent = Vec::new();
-            }
-        }
-        // Dropping the connection closes it, with all that is written still delivered.
-        Ok(())
+    connection.end_when_draining();
+    Echo {
+        connection,
+        framer: Framer::new(prefix, framing),
+        unsent: Vec::new(),
     }
 }
 
-/// Reads a chunk and sends its reply. What the socket does not take at once goes to `unsent`.
-/// Ready with the number of bytes read.
-fn poll_answer(
-    mut connection: &Connection,
-    framer: &mut Framer<'_>,
-    unsent: &mut Vec<u8>,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    BUFFERS.with_borrow_mut(|buffers| {
-        let chunk = framer.room(buffers);
-        let received = ready!(Pin::new(&mut connection).poll_read(cx, chunk))?;
-        if received > 0 {
-            let reply = framer.reply(buffers, received);
-            let sent = match Pin::new(&mut connection).poll_write(cx, reply)? {
-                Poll::Ready(sent) => sent,
-                Poll::Pending => 0,
-            };
-            unsent.extend_from_slice(&reply[sent..]);
+/// An echo under way. By hand, since an async block would make every idle connection larger.
+struct Echo<'p> {
+    connection: Connection,
+    framer: Framer<'p>,
+    /// What the socket has not taken of the last reply.
+    unsent: Vec<u8>,
+}
+
+impl Future for Echo<'_> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            while !self.unsent.is_empty() {
+                let sent = ready!(Pin::new(&mut &self.connection).poll_write(cx, &self.unsent))?;
+                self.unsent.drain(..sent);
+            }
+            self.unsent = Vec::new();
+            if ready!(self.poll_answer(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
-        Poll::Ready(Ok(received))
-    })
+    }
+}
+
+impl Echo<'_> {
+    /// Reads a chunk and sends its reply, as far as the socket takes it at once. Ready with the number of bytes read.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut connection = &self.connection;
+        BUFFERS.with_borrow_mut(|buffers| {
+            let chunk = self.framer.room(buffers);
+            let received = ready!(Pin::new(&mut connection).poll_read(cx, chunk))?;
+            if received > 0 {
+                let reply = self.framer.reply(buffers, received);
+                let sent = match Pin::new(&mut connection).poll_write(cx, reply)? {
+                    Poll::Ready(sent) => sent,
+                    Poll::Pending => 0,
+                };
+                self.unsent.extend_from_slice(&reply[sent..]);
+            }
+            Poll::Ready(Ok(received))
+        })
+    }
 }
 
 /// Where the prefix goes.

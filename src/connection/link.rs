@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,11 +12,11 @@ use futures_lite::ready;
 use crate::address::{Address, CompactAddress};
 use crate::report::Traffic;
 
-use super::activity::Activity;
-use super::direction::{Direction, Next, Waiters};
-use super::rare::{Rare, RareParts};
+use super::activity::{Activity, Silence};
+use super::direction::{Direction, Next};
+use super::rare::{OwnTimeouts, Rarely};
 use super::stream::Stream;
-use super::terms::{Closing, Terms, WaitingKey};
+use super::terms::{Closing, Quiet, Terms, WaitingKey};
 
 /// How many bytes a connection reads in a row before the others have their turn. Streaming gets faster with more, the
 /// tail of the others' latency longer.
@@ -42,10 +41,12 @@ pub(crate) struct Link {
     has_place: Cell<bool>,
     /// The handler's side has let go of it.
     released: Cell<bool>,
+    /// Its end was told.
+    end_is_told: Cell<bool>,
     /// Its input ends during a drain when it was quiet for this long, and where it waits for the drain.
-    quiet: Cell<Option<Duration>>,
+    quiet: Cell<Option<Quiet>>,
     drain_key: Cell<Option<WaitingKey>>,
-    rare: Rare,
+    rare: Rarely,
     terms: Rc<Terms>,
 }
 
@@ -91,9 +92,10 @@ impl Link {
             state: Cell::new(State::Open),
             has_place: Cell::new(true),
             released: Cell::new(false),
+            end_is_told: Cell::new(false),
             quiet: Cell::new(None),
             drain_key: Cell::new(None),
-            rare: Rare::default(),
+            rare: Rarely::default(),
             terms,
         }
     }
@@ -127,7 +129,7 @@ impl Link {
     }
 
     pub(super) fn end_when_quiet(&self, quiet: Duration) {
-        self.quiet.set(Some(quiet));
+        self.quiet.set(Some(Quiet::new(quiet)));
     }
 
     pub(super) fn poll_read(
@@ -209,7 +211,7 @@ impl Link {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                     Poll::Pending => {
-                        ready!(self.activity.poll_stall(self.stall_timeout(), cx));
+                        ready!(self.poll_stall(cx));
                         // Linux tells of room when a third of the buffer is free. A slow reader may have made less.
                         last_try = true;
                     }
@@ -224,7 +226,7 @@ impl Link {
                         // The read's timer counts from here, and the read does not run now.
                         self.activity.note(&self.terms);
                     }
-                    self.activity.end_stall();
+                    self.rare.if_there(|rare| rare.timers.end_stall());
                     if self.writing.spend(n, WRITE_BURST) {
                         self.writing.yield_next(Next::GoLast);
                     }
@@ -254,7 +256,7 @@ impl Link {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.reading.poll_event(
             cx,
-            |is_second| self.shared_waker(is_second, |rare| &mut rare.readers),
+            |is_second| self.rare.shared_waker(is_second, |rare| &mut rare.readers),
             |cx| self.stream.poll_readable(cx),
         )
     }
@@ -262,36 +264,14 @@ impl Link {
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.writing.poll_event(
             cx,
-            |is_second| self.shared_waker(is_second, |rare| &mut rare.writers),
+            |is_second| self.rare.shared_waker(is_second, |rare| &mut rare.writers),
             |cx| self.stream.poll_writable(cx),
         )
     }
 
-    /// The waker that the tasks share which wait for a direction, from the second of them on.
-    fn shared_waker(
-        &self,
-        is_second: bool,
-        slot: impl FnOnce(&mut RareParts) -> &mut Option<Arc<Waiters>>,
-    ) -> Option<Arc<Waiters>> {
-        match is_second {
-            true => Some(
-                self.rare
-                    .with(|rare| slot(rare).get_or_insert_default().clone()),
-            ),
-            false => self.rare.peek(|rare| slot(rare).clone()).flatten(),
-        }
-    }
-
-    pub(super) fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.rare.with(|rare| rare.idle_timeout = Some(timeout));
+    pub(super) fn set_own_timeouts(&self, set: impl FnOnce(&mut OwnTimeouts)) {
         self.activity.happened();
-        self.activity.look_again();
-    }
-
-    pub(super) fn set_stall_timeout(&self, timeout: Option<Duration>) {
-        self.rare.with(|rare| rare.stall_timeout = Some(timeout));
-        self.stream.set_user_timeout(timeout).ok(); // What fails is broken, and the next call tells.
-        self.activity.look_again();
+        self.rare.set_own(set);
     }
 
     pub(crate) fn stall_timeout(&self) -> Option<Duration> {
@@ -336,29 +316,34 @@ impl Link {
             return Poll::Pending;
         }
         let idle_timeout = self.rare.idle_timeout(&self.terms);
-        if let Some(quiet) = self.quiet.get() {
+        if let Some(quiet) = self.quiet.get().map(Quiet::duration) {
             let mut key = self.drain_key.get();
             let closing = self.terms.poll_closing(&mut key, cx);
             self.drain_key.set(key);
             let is_shorter = idle_timeout.is_none_or(|idle| quiet <= idle);
             if closing.is_ready() && is_shorter {
-                return self.poll_silence(cx, quiet).map(|()| Over::Quiet);
+                return self.poll_silence(quiet, cx).map(|()| Over::Quiet);
             }
         }
         match idle_timeout {
-            Some(timeout) => self.poll_silence(cx, timeout).map(|()| Over::Idle),
+            Some(timeout) => self.poll_silence(timeout, cx).map(|()| Over::Idle),
             None => Poll::Pending,
         }
     }
 
-    fn poll_silence(&self, cx: &mut Context<'_>, limit: Duration) -> Poll<()> {
-        self.activity
-            .poll_silence(&self.terms, limit, || self.is_blocked(), cx)
+    fn poll_silence(&self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let silence = self.silence(limit);
+        self.rare
+            .with(|rare| rare.timers.poll_silence(&silence, cx))
     }
 
-    /// Whether a write waits for the peer.
-    fn is_blocked(&self) -> bool {
-        self.writing.waits() && !self.stream.is_writable()
+    fn silence(&self, limit: Duration) -> Silence<'_, impl Fn() -> bool> {
+        Silence {
+            activity: &self.activity,
+            terms: &self.terms,
+            limit,
+            is_blocked: || self.writing.waits() && !self.stream.is_writable(),
+        }
     }
 
     /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
@@ -367,11 +352,25 @@ impl Link {
         match self.rare.idle_timeout(&self.terms) {
             // Of a stream that was given away we see no activity.
             Some(limit) if self.state.get() != State::Given => {
-                self.activity
-                    .poll_abandoned(&self.terms, limit, || self.is_blocked(), cx)
+                let silence = self.silence(limit);
+                self.rare
+                    .with(|rare| rare.timers.poll_abandoned(&silence, cx))
             }
             _ => Poll::Pending,
         }
+    }
+
+    /// Ready when a write has waited for the stall timeout.
+    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.stall_timeout() {
+            Some(timeout) => self.rare.with(|rare| rare.timers.poll_stall(timeout, cx)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Notes that the connection's end is told. Returns whether it was not yet.
+    pub(crate) fn tell_end(&self) -> bool {
+        !self.end_is_told.replace(true)
     }
 
     pub(crate) fn is_released(&self) -> bool {
@@ -389,11 +388,16 @@ impl Link {
         }
     }
 
+    /// The handler's side takes hold of it.
+    pub(super) fn hold(&self) {
+        self.released.set(false);
+    }
+
     /// The handler's side lets go.
     pub(super) fn release(&self) {
         self.released.set(true);
-        let owner = self.rare.peek(|rare| rare.owner.take());
-        if let Some(owner) = owner.flatten() {
+        let owner = self.rare.if_there(|rare| rare.owner.take());
+        if let Some(Some(owner)) = owner {
             owner.wake();
         }
     }

@@ -1,56 +1,86 @@
 //! What few connections need, and so is no part of every one.
 
 use std::cell::Cell;
+use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
+use super::activity::Timers;
 use super::direction::Waiters;
 use super::terms::Terms;
 
-/// What few connections need: nothing but a pointer, in all the others.
+/// What few connections need.
 #[derive(Default)]
 pub(super) struct Rare {
-    parts: Cell<Option<Box<RareParts>>>,
-}
-
-#[derive(Default)]
-pub(super) struct RareParts {
+    pub(super) timers: Timers,
     /// The server, which waits for the handler's side to let go.
     pub(super) owner: Option<Waker>,
     pub(super) readers: Option<Arc<Waiters>>,
     pub(super) writers: Option<Arc<Waiters>>,
-    /// In place of the server's: a timeout, or that there is none.
-    pub(super) idle_timeout: Option<Option<Duration>>,
-    pub(super) stall_timeout: Option<Option<Duration>>,
+    /// In place of the server's. Boxed, since connections that wait have what else is here.
+    own: Option<Box<OwnTimeouts>>,
 }
 
-impl Rare {
-    /// Makes the parts, if there are none.
-    pub(super) fn with<T>(&self, body: impl FnOnce(&mut RareParts) -> T) -> T {
-        let mut parts = self.parts.take().unwrap_or_default();
-        let result = body(&mut parts);
-        self.parts.set(Some(parts));
+/// Timeouts of the connection's own: how long, or that there is none.
+#[derive(Default)]
+pub(super) struct OwnTimeouts {
+    pub(super) idle: Option<Option<Duration>>,
+    pub(super) stall: Option<Option<Duration>>,
+}
+
+/// The same, made when it is needed first.
+#[derive(Default)]
+pub(super) struct Rarely(Cell<Option<Box<Rare>>>);
+
+impl Rarely {
+    /// Makes it if need be. `body` must not ask for it again.
+    pub(super) fn with<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> T {
+        let mut rare = self.0.take().unwrap_or_default();
+        let result = body(&mut rare);
+        self.0.set(Some(rare));
         result
     }
 
-    /// Looks at the parts, if there are any.
-    pub(super) fn peek<T>(&self, look: impl FnOnce(&mut RareParts) -> T) -> Option<T> {
-        let mut parts = self.parts.take();
-        let result = parts.as_deref_mut().map(look);
-        self.parts.set(parts);
-        result
+    /// Does nothing if it is not made yet. `body` must not ask for it again.
+    pub(super) fn if_there<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> Option<T> {
+        let mut rare = self.0.take()?;
+        let result = body(&mut rare);
+        self.0.set(Some(rare));
+        Some(result)
     }
 
-    /// The connection's own, or its server's.
+    /// Sets timeouts of the connection's own. Those who wait with a timer look anew.
+    pub(super) fn set_own(&self, set: impl FnOnce(&mut OwnTimeouts)) {
+        let timers = self.with(|rare| {
+            set(rare.own.get_or_insert_default());
+            mem::take(&mut rare.timers)
+        });
+        timers.wake();
+    }
+
+    fn own<T>(&self, get: impl FnOnce(&OwnTimeouts) -> Option<T>) -> Option<T> {
+        self.if_there(|rare| get(rare.own.as_deref()?)).flatten()
+    }
+
     pub(super) fn idle_timeout(&self, terms: &Terms) -> Option<Duration> {
-        let own = self.peek(|rare| rare.idle_timeout).flatten();
-        own.unwrap_or(terms.idle_timeout)
+        self.own(|own| own.idle).unwrap_or(terms.idle_timeout)
     }
 
-    /// The connection's own, or its server's.
     pub(super) fn stall_timeout(&self, terms: &Terms) -> Option<Duration> {
-        let own = self.peek(|rare| rare.stall_timeout).flatten();
-        own.unwrap_or(terms.stall_timeout)
+        self.own(|own| own.stall).unwrap_or(terms.stall_timeout)
+    }
+
+    /// The waker that the tasks share which wait for a direction, from the second of them on.
+    pub(super) fn shared_waker(
+        &self,
+        is_second: bool,
+        slot: impl FnOnce(&mut Rare) -> &mut Option<Arc<Waiters>>,
+    ) -> Option<Arc<Waiters>> {
+        if is_second {
+            Some(self.with(|rare| slot(rare).get_or_insert_default().clone()))
+        } else {
+            self.if_there(|rare| slot(rare).clone()).flatten()
+        }
     }
 }

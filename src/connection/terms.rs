@@ -38,6 +38,11 @@ pub(crate) struct Terms {
 #[derive(Clone, Copy)]
 pub(super) struct WaitingKey(NonZeroU32);
 
+/// How long a connection is quiet before it ends during a drain: in milliseconds, and one more. Every connection has room
+/// for one, which this makes a quarter.
+#[derive(Clone, Copy)]
+pub(super) struct Quiet(NonZeroU32);
+
 impl Terms {
     pub(crate) fn new(idle_timeout: Option<Duration>, stall_timeout: Option<Duration>) -> Terms {
         Terms {
@@ -171,6 +176,19 @@ impl WaitingKey {
 
     fn index(self) -> usize {
         self.0.get() as usize - 1
+    }
+}
+
+impl Quiet {
+    /// `duration` to the next millisecond, 49 days at most.
+    pub(super) fn new(duration: Duration) -> Quiet {
+        let millis = duration.as_nanos().div_ceil(1_000_000);
+        let millis = u32::try_from(millis).unwrap_or(u32::MAX);
+        Quiet(NonZeroU32::MIN.saturating_add(millis))
+    }
+
+    pub(super) fn duration(self) -> Duration {
+        Duration::from_millis(u64::from(self.0.get() - 1))
     }
 }
 

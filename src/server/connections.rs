@@ -79,20 +79,20 @@ impl<H: Handler> Connections<H> {
     pub(super) fn start(&mut self, connection: Connection) {
         let link = connection.link();
         let label = self.label(&link);
-        let ending = Ending {
+        let served = Served {
             shared: self.shared.clone(),
             link,
-            outcome: Cell::new(Some(Outcome::Cancelled)),
         };
+        // Whatever lives across an await makes every idle connection larger.
         self.tasks.start(label, async move {
-            Attended {
-                handler: ending.call_handler(connection),
-                ending: &ending,
+            let outcome = Attended {
+                handler: served.call_handler(),
+                served: &served,
             }
             .await;
-            if !ending.is_complete() {
-                // Boxed, since few connections stay here and all would hold the room for it.
-                Box::pin(ending.take_leave()).await;
+            let leaving = take_leave_after(outcome, served);
+            if let Some(leaving) = leaving {
+                leaving.await;
             }
         });
     }
@@ -121,7 +121,11 @@ impl<H: Handler> Connections<H> {
             if let Some(ended) = self.shared.ended.borrow_mut().pop_front() {
                 return Poll::Ready(Some(ended));
             }
-            self.shared.recorder.set(Some(cx.waker().clone()));
+            let mut recorder = self.shared.recorder.take();
+            recorder
+                .get_or_insert_with(|| cx.waker().clone())
+                .clone_from(cx.waker());
+            self.shared.recorder.set(recorder);
             if ready!(Pin::new(&mut self.tasks).poll_next(cx)).is_none() {
                 return Poll::Ready(None);
             }
@@ -135,13 +139,11 @@ impl<H: Handler> Connections<H> {
     }
 }
 
-/// Lives as long as a connection's task and tells how the connection ended, at the latest when it is dropped: so a task
-/// that is cancelled is counted, too.
-struct Ending<H> {
+/// A connection, and the server that it belongs to. Lives as long as the connection's task and tells how the connection
+/// ended, at the latest when it is dropped: so a task that is cancelled is counted, too.
+struct Served<H> {
     shared: Rc<Shared<H>>,
     link: Rc<Link>,
-    /// None when it is told.
-    outcome: Cell<Option<Outcome>>,
 }
 
 /// What became of a handler.
@@ -150,8 +152,7 @@ enum Outcome {
     /// It waited for something else while its connection was idle, and was dropped.
     Abandoned,
     Returned(io::Result<()>),
-    /// Boxed twice, since every connection has room for its outcome.
-    Panicked(Box<Box<dyn Any + Send>>),
+    Panicked(Box<dyn Any + Send>),
 }
 
 impl<H> Shared<H> {
@@ -163,81 +164,32 @@ impl<H> Shared<H> {
     }
 }
 
-impl<H: Handler> Ending<H> {
-    /// Calls the handler. None if it panics before it has made its future.
-    fn call_handler(&self, connection: Connection) -> Option<impl Future<Output = io::Result<()>>> {
+impl<H: Handler> Served<H> {
+    /// Calls the handler. None if it panics before it has made its future: that is told.
+    fn call_handler(&self) -> Option<impl Future<Output = io::Result<()>>> {
+        let connection = Connection::held(self.link.clone());
         let call = AssertUnwindSafe(|| (self.shared.handler)(connection));
         match panic::catch_unwind(call) {
             Ok(handler) => Some(handler),
             Err(payload) => {
-                self.set(Outcome::Panicked(Box::new(payload)));
+                self.tell(Outcome::Panicked(payload));
                 None
             }
         }
     }
 }
 
-impl<H> Ending<H> {
-    fn set(&self, outcome: Outcome) {
-        self.outcome.set(Some(outcome));
-    }
-
-    /// Whether nothing is left to do after the handler: it was dropped or has panicked, or the peer has closed its half
-    /// and the kernel delivers the rest.
-    fn is_complete(&self) -> bool {
-        let outcome = self.outcome.take();
-        let is_complete = match &outcome {
-            Some(Outcome::Returned(result)) if self.link.is_released() => match self.link.state() {
-                State::Broken | State::Given => true,
-                State::InputEnded => result.is_ok(),
-                _ => false,
-            },
-            Some(Outcome::Returned(_)) => false,
-            _ => true,
-        };
-        self.outcome.set(outcome);
-        is_complete
-    }
-
-    /// Ends the connection of a handler that has returned.
-    async fn take_leave(&self) {
-        // The handler may have passed the connection on: then it lives as long as its new owner wants.
-        let outcome = self.outcome.replace(Some(Outcome::Cancelled));
-        let is_abandoned = poll_fn(|cx| match self.link.poll_released(cx) {
-            Poll::Ready(()) => Poll::Ready(false),
-            Poll::Pending => self.link.poll_abandoned(cx).map(|()| true),
-        });
-        if is_abandoned.await {
-            return self.set(Outcome::Abandoned);
-        }
-        let has_failed = matches!(outcome, Some(Outcome::Returned(Err(_))));
-        self.outcome.set(outcome);
-        // What follows is short, or costs a descriptor only.
-        self.link.give_place();
-        let stay = self.shared.lingering.enter();
-        if has_failed {
-            self.tell();
-            give_time(&self.link, &stay).await;
-            self.link.reset();
-        } else if deliver(&self.link, &stay).await.is_err() {
-            self.tell();
-            self.link.reset();
-        } else {
-            self.tell();
-            linger(&self.link, &stay).await;
-        }
-    }
-
-    /// Tells how the connection ended, once.
-    fn tell(&self) {
-        let Some(outcome) = self.outcome.take() else {
+impl<H> Served<H> {
+    /// Tells how the connection ended, once. Resets it if it was cut.
+    fn tell(&self, outcome: Outcome) {
+        if !self.link.tell_end() {
             return;
-        };
+        }
         let timed_out = matches!(self.link.state(), State::Idle | State::Stalled);
         let (reason, panic) = match outcome {
             Outcome::Cancelled => (CloseReason::Aborted, None),
             Outcome::Abandoned => (CloseReason::TimedOut, None),
-            Outcome::Panicked(payload) => (CloseReason::Panicked, Some(*payload)),
+            Outcome::Panicked(payload) => (CloseReason::Panicked, Some(payload)),
             // What the handler made of its idle timeout is its own; but that the peer did not take the rest is not.
             Outcome::Returned(Ok(())) if self.link.state() == State::Stalled => {
                 (CloseReason::TimedOut, None)
@@ -263,50 +215,140 @@ impl<H> Ending<H> {
     }
 }
 
-impl<H> Drop for Ending<H> {
+impl<H> Drop for Served<H> {
     fn drop(&mut self) {
-        self.tell();
+        self.tell(Outcome::Cancelled);
     }
 }
 
 pin_project! {
     /// A handler under supervision: it ends when its connection is idle and it does not look at it. Its panics end here,
     /// and so does that of a value that it holds and that panics when it is dropped.
-    struct Attended<'e, F, H> {
+    struct Attended<'s, F, H> {
         // None if there is none to poll, or no more.
         #[pin]
         handler: Option<F>,
-        ending: &'e Ending<H>,
+        served: &'s Served<H>,
     }
 
     impl<F, H> PinnedDrop for Attended<'_, F, H> {
         fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            let dropped = panic::catch_unwind(AssertUnwindSafe(|| this.handler.set(None)));
-            if let Err(payload) = dropped {
-                this.ending.set(Outcome::Panicked(Box::new(payload)));
+            let this = this.project();
+            if let Some(panicked) = drop_handler(this.handler) {
+                this.served.tell(panicked);
             }
         }
     }
 }
 
-impl<F: Future<Output = io::Result<()>>, H> Future for Attended<'_, F, H> {
-    type Output = ();
+/// Drops a handler. Returns its panic, if that panics.
+fn drop_handler<F>(mut handler: Pin<&mut Option<F>>) -> Option<Outcome> {
+    let dropped = panic::catch_unwind(AssertUnwindSafe(|| handler.set(None)));
+    dropped.err().map(Outcome::Panicked)
+}
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        let Some(handler) = this.handler.as_pin_mut() else {
-            return Poll::Ready(());
+impl<F: Future<Output = io::Result<()>>, H> Future for Attended<'_, F, H> {
+    /// What became of the handler. None if there was none.
+    type Output = Option<Outcome>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
+        let mut this = self.project();
+        let Some(handler) = this.handler.as_mut().as_pin_mut() else {
+            return Poll::Ready(None);
         };
         let outcome = match panic::catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
             Ok(Poll::Ready(result)) => Outcome::Returned(result),
             Ok(Poll::Pending) => {
-                ready!(this.ending.link.poll_abandoned(cx));
+                ready!(this.served.link.poll_abandoned(cx));
                 Outcome::Abandoned
             }
-            Err(payload) => Outcome::Panicked(Box::new(payload)),
+            Err(payload) => Outcome::Panicked(payload),
         };
-        this.ending.set(outcome);
-        Poll::Ready(())
+        Poll::Ready(drop_handler(this.handler).or(Some(outcome)))
+    }
+}
+
+/// A connection after its handler.
+struct Ending<H> {
+    served: Served<H>,
+    /// What became of the handler. None when it is told.
+    outcome: Cell<Option<Outcome>>,
+}
+
+/// What is left to do for a connection after its handler. Boxed, since few connections have anything left.
+fn take_leave_after<H>(
+    outcome: Option<Outcome>,
+    served: Served<H>,
+) -> Option<Pin<Box<impl Future<Output = ()>>>> {
+    let ending = Ending {
+        served,
+        outcome: Cell::new(Some(outcome?)),
+    };
+    (!ending.is_complete()).then(|| Box::pin(ending.take_leave()))
+}
+
+impl<H> Ending<H> {
+    fn link(&self) -> &Link {
+        &self.served.link
+    }
+
+    /// Whether nothing is left to do: the handler was dropped or has panicked, or the peer has closed its half and the
+    /// kernel delivers the rest.
+    fn is_complete(&self) -> bool {
+        let outcome = self.outcome.take();
+        let is_complete = match &outcome {
+            Some(Outcome::Returned(result)) if self.link().is_released() => {
+                match self.link().state() {
+                    State::Broken | State::Given => true,
+                    State::InputEnded => result.is_ok(),
+                    _ => false,
+                }
+            }
+            Some(Outcome::Returned(_)) => false,
+            _ => true,
+        };
+        self.outcome.set(outcome);
+        is_complete
+    }
+
+    async fn take_leave(self) {
+        let link = self.link();
+        // The handler may have passed the connection on: then it lives as long as its new owner wants.
+        let outcome = self.outcome.take();
+        let is_abandoned = poll_fn(|cx| match link.poll_released(cx) {
+            Poll::Ready(()) => Poll::Ready(false),
+            Poll::Pending => link.poll_abandoned(cx).map(|()| true),
+        });
+        if is_abandoned.await {
+            return self.outcome.set(Some(Outcome::Abandoned));
+        }
+        let has_failed = matches!(outcome, Some(Outcome::Returned(Err(_))));
+        self.outcome.set(outcome);
+        // What follows is short, or costs a descriptor only.
+        link.give_place();
+        let stay = self.served.shared.lingering.enter();
+        if has_failed {
+            self.tell();
+            give_time(link, &stay).await;
+            link.reset();
+        } else if deliver(link, &stay).await.is_err() {
+            self.tell();
+            link.reset();
+        } else {
+            self.tell();
+            linger(link, &stay).await;
+        }
+    }
+
+    fn tell(&self) {
+        if let Some(outcome) = self.outcome.take() {
+            self.served.tell(outcome);
+        }
+    }
+}
+
+impl<H> Drop for Ending<H> {
+    fn drop(&mut self) {
+        self.tell();
     }
 }

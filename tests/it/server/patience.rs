@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use futures_lite::future::try_zip;
+use futures_lite::future::or;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use rustix::process::Signal;
 use tinyloop::testing::{self, Faults};
@@ -119,11 +119,9 @@ fn a_transfer_under_way_is_not_idle_though_a_read_waits_beside_it() {
                 while (&*connection).read(&mut end).await? > 0 {}
                 io::Result::Ok(())
             };
-            let write = async {
-                (&*connection).write_all(&vec![b'x'; 3_000_000]).await?;
-                (&*connection).close().await
-            };
-            try_zip(read, write).await.map(|_| ())
+            let write = async { (&*connection).write_all(&vec![b'x'; 3_000_000]).await };
+            // When all is written the handler returns, and only a read that fails before that counts.
+            or(read, write).await
         },
     );
     let client = served.connect();
