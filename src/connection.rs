@@ -49,6 +49,34 @@ const QUIET: Duration = Duration::from_secs(1);
 ///   [`Server::serve`](crate::Server::serve). Any other connection is closed when it is dropped; then unread input, or
 ///   input that comes later, makes the kernel reset the connection and throw away what is still under way.
 /// - Errors are the socket's, and [`TimedOut`](io::ErrorKind::TimedOut) when the server's idle or stall timeout is over.
+///
+/// # Lines with a limit
+///
+/// `read_until` and `lines` of futures-lite collect a line whatever its length, so that a peer can fill the memory. With
+/// `take` in front, a line that is too long is known by its missing end:
+///
+/// ```
+/// use std::io;
+/// use futures_lite::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+///
+/// /// The next line without its end, or none at the end of input.
+/// async fn read_line(input: impl AsyncBufRead + Unpin, max: u64) -> io::Result<Option<Vec<u8>>> {
+///     let mut line = Vec::new();
+///     let length = input.take(max).read_until(b'\n', &mut line).await?;
+///     if line.pop_if(|last| *last == b'\n').is_none() && length as u64 == max {
+///         return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+///     }
+///     Ok((length > 0).then_some(line))
+/// }
+///
+/// # tinyloop::run(async {
+/// // Of a connection: let mut input = futures_lite::io::BufReader::new(&connection);
+/// let mut input = &b"one\ntwo\nmuch too long"[..];
+/// assert_eq!(read_line(&mut input, 10).await.unwrap().unwrap(), b"one");
+/// assert_eq!(read_line(&mut input, 10).await.unwrap().unwrap(), b"two");
+/// assert!(read_line(&mut input, 10).await.is_err());
+/// # });
+/// ```
 pub struct Connection {
     link: Rc<Link>,
 }

@@ -138,6 +138,10 @@ pub use unblock::unblock;
 #[doc = include_str!("../docs/tutorial.md")]
 pub mod tutorial {}
 
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/works-with.md")]
+pub mod works_with {}
+
 /// The README's examples, run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

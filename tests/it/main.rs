@@ -29,3 +29,4 @@ mod tidy;
 mod time;
 mod tutorial;
 mod unix_socket;
+mod works_with;
