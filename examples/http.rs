@@ -40,7 +40,6 @@ fn main() -> ExitCode {
 /// Lets hyper start its tasks of an HTTP/2 connection on the loop.
 #[derive(Clone)]
 struct OnLoop;
-
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for OnLoop {
     fn execute(&self, future: F) {
         tinyloop::spawn(future).detach();

@@ -265,7 +265,7 @@ mod tests {
         let addr: SocketAddr = "127.0.0.1:7".parse().unwrap();
         let same = Endpoint::Ip(vec![addr]);
         assert_eq!(addr.to_endpoint().unwrap(), same);
-        assert_eq!((&addr).to_endpoint().unwrap(), same);
+        assert_eq!(ToEndpoint::to_endpoint(&&addr).unwrap(), same);
         assert_eq!(("127.0.0.1", 7).to_endpoint().unwrap(), same);
         assert_eq!((addr.ip(), 7).to_endpoint().unwrap(), same);
         assert_eq!(Address::Tcp(addr).to_endpoint().unwrap(), same);

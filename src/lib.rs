@@ -56,8 +56,9 @@
 //! ```
 //!
 //! A handler is a plain async function of a [`Connection`], which is an ordinary `AsyncRead + AsyncWrite`. Everything
-//! else of smol (channels, locks, files, processes, UDP) works inside the loop as it is. smol keeps one helper thread
-//! of its own, which looks at the sockets while no loop does.
+//! else of smol (channels, locks, files, processes, UDP) works inside the loop as it is, and so do hyper and
+//! async-tungstenite: see [`works_with`]. smol keeps one helper thread of its own, which looks at the sockets while no
+//! loop does.
 //!
 //! | asyncio | tinyloop |
 //! |---|---|
@@ -70,6 +71,7 @@
 //! | `loop.call_soon_threadsafe` | a [`Waker`](std::task::Waker) or a channel of smol's: see [below](#from-other-threads) |
 //! | `loop.add_signal_handler` | [`signal::shutdown`], [`signal::signals`] |
 //! | `asyncio.start_server` | [`Server::bind`], [`Server::serve`] |
+//! | `asyncio.open_connection` | [`Connection::connect`]; [`copy_both`] for a proxy |
 //! | `asyncio.all_tasks`, `python -m asyncio ps` | [`task_table`], [`monitor::serve`] |
 //! | debug mode | [`on_slow_poll`] |
 //!

@@ -148,7 +148,7 @@ impl Server {
     }
 
     /// Keeps at most `max` connections open. By default that is the process's limit of descriptors (`ulimit -n`, as it is
-    /// when the server is made) less 32, which are left for listeners, standard streams and the like.
+    /// when the server is made) less 32, which are left for listeners, standard streams and the like; at least 1.
     ///
     /// If handlers open descriptors of their own, set a limit that leaves room for them: a forwarder has two for each
     /// connection, so half of the default.
