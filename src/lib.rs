@@ -1,8 +1,9 @@
-//! A tiny single-threaded async event loop and TCP server kit, on [smol].
+//! tinyloop is a small event loop and a library for TCP and Unix-socket servers, on top of [smol].
 //!
-//! For small tools that serve, probe or wait for several things at once, and want an accept loop, limits, a shutdown
-//! and fairness that are right without a large runtime. Everything runs on one thread, so tasks and handlers need not
-//! be `Send` and may share data in an `Rc`. The [`tutorial`] begins with a blocking loop in std.
+//! Use it for small tools that serve clients, probe hosts or wait for several things at once. You get a correct accept
+//! loop, connection limits, timeouts, backpressure, graceful shutdown and fairness, without a large runtime. All your code
+//! runs on one thread, so tasks and handlers do not have to be `Send`, and can share data in an `Rc`. The [`tutorial`]
+//! begins with a blocking loop in std.
 //!
 //! # A server
 //!
@@ -47,18 +48,18 @@
 //! # How it fits together
 //!
 //! ```text
-//!             EventLoop  (one thread: ready tasks, timers, and smol's reactor for the sockets)
-//!                 │ a turn: run what is ready for 100 to 400 µs, look at the sockets, fire timers; sleep only when idle
+//!             EventLoop  (one thread: executor, timers, and smol's reactor for the sockets)
+//!                 │ one turn: run ready tasks for at most 100 to 400 µs, poll the sockets, fire timers; sleep only when idle
 //! listener ─► Server ─► Connection ─► handler (echo, or yours) ─► reply
 //!    accept errors      counts, timeouts,   an async function
 //!    limits, drain      fairness
 //!                 └────► Event (what happened, as it happens)   Report (what happened, at the end)
 //! ```
 //!
-//! A handler is a plain async function of a [`Connection`], which is an ordinary `AsyncRead + AsyncWrite`. Everything
-//! else of smol (channels, locks, files, processes, UDP) works inside the loop as it is, and so do hyper and
-//! async-tungstenite: see [`works_with`]. smol keeps one helper thread of its own, which looks at the sockets while no
-//! loop does.
+//! A handler is an async function that takes a [`Connection`]. `Connection` implements `AsyncRead` and `AsyncWrite` of
+//! futures-io. All other parts of smol (channels, locks, files, processes, UDP) work inside the loop without changes, and
+//! so do hyper and async-tungstenite: see [`works_with`]. smol starts one helper thread, which polls the sockets when no
+//! event loop does.
 //!
 //! | asyncio | tinyloop |
 //! |---|---|
@@ -77,8 +78,8 @@
 //!
 //! # From other threads
 //!
-//! Tasks stay on the loop's thread, but their wakers may go anywhere: a thread that sends into a channel wakes the
-//! loop, also out of its sleep.
+//! Tasks stay on the loop's thread, but other threads can wake them. For example, a thread that sends into a channel wakes
+//! a sleeping loop.
 //!
 //! ```
 //! let (sender, receiver) = smol::channel::bounded(1);
@@ -88,16 +89,16 @@
 //!
 //! # What it does not do
 //!
-//! - Spread tasks over threads. For more cores, run several processes with a port each behind a balancer, or use tokio or
-//!   smol's `Executor`.
-//! - TLS of its own: futures-rustls goes on top of a [`Connection`].
-//! - Print, read arguments or end the process, but for the second signal after [`signal::shutdown`]. The program of
-//!   the same name does, on top of the public API.
+//! - It does not spread tasks over threads. For more cores, run several processes with a port each behind a balancer, or
+//!   use tokio or smol's `Executor`.
+//! - It has no TLS of its own: wrap a [`Connection`] with futures-rustls.
+//! - The library never prints and never reads arguments. It ends the process in one case only: at the second signal after
+//!   [`signal::shutdown`].
 //!
 //! # Features
 //!
-//! - `cli` (default): the program. Without it, argh is not compiled.
-//! - `testing`: a clock that jumps, and connections in memory that fail as real ones do (the module `testing`).
+//! - `cli` (default): builds the command-line program. It adds the dependency argh.
+//! - `testing`: a mock clock, and in-memory connections that simulate I/O errors (the module `testing`).
 //!
 //! [smol]: https://docs.rs/smol
 

@@ -9,6 +9,7 @@ mod event;
 mod farewell;
 mod incoming;
 mod listener;
+mod look;
 mod trouble;
 
 use std::fmt;

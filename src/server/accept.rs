@@ -97,6 +97,16 @@ impl Listeners {
         });
     }
 
+    /// Whether one of them is a socket, and not in memory.
+    pub(super) fn has_sockets(&self) -> bool {
+        let is_socket = |serving: &Serving| match serving.socket {
+            AsyncSocket::Tcp(_) | AsyncSocket::Unix(_) => true,
+            #[cfg(feature = "testing")]
+            AsyncSocket::Memory(_) => false,
+        };
+        self.listeners.iter().any(is_socket)
+    }
+
     /// Closes the listeners: from now on the system refuses connections to them.
     pub(super) fn close(&mut self) {
         self.listeners.clear();

@@ -21,6 +21,7 @@ use crate::time::{Sleep, sleep};
 use super::accept::{AcceptError, Accepted, Listeners};
 use super::event::{Event, Record, WhenFull};
 use super::farewell::Lingering;
+use super::look::Look;
 use super::trouble::Trouble;
 
 /// How many connections are accepted, or errors met, before the others on the loop have their turn.
@@ -52,6 +53,8 @@ pub struct Incoming {
     retry: Option<Retry>,
     /// A connection over the limit that is about to be rejected.
     candidate: Option<Candidate>,
+    /// Made when a connection over the limit comes.
+    look: Option<Rc<Look>>,
     /// Finishes when the server is to shut down. A task of its own, so that it is not polled at every accept.
     shutdown: Option<Task<()>>,
     ended: bool,
@@ -99,6 +102,7 @@ impl Incoming {
             shortage: None,
             retry: None,
             candidate: None,
+            look: None,
             shutdown: limits
                 .shutdown
                 .map(|shutdown| spawn_named("shutdown", shutdown)),
@@ -277,6 +281,14 @@ impl Incoming {
         }
     }
 
+    /// None if there are no sockets to look at, or no descriptors for it.
+    fn look(&mut self) -> Option<Rc<Look>> {
+        if self.look.is_none() && self.listeners.has_sockets() {
+            self.look = Look::new().ok().map(Rc::new);
+        }
+        self.look.clone()
+    }
+
     fn reject(&mut self, accepted: &Accepted) {
         self.record.rejected(accepted.peer_addr(), accepted.error());
         if let Some(full) = &mut self.full {
@@ -365,7 +377,7 @@ impl Incoming {
                 Ok(accepted) => {
                     self.recover();
                     if !self.has_room() {
-                        let others = spawn_named("accept", let_others_end());
+                        let others = spawn_named("accept", let_others_end(self.look()));
                         self.candidate = Some(Candidate { accepted, others });
                     } else if let Some(connection) = self.connect(accepted) {
                         return Poll::Ready(Ok(connection));
@@ -385,9 +397,12 @@ impl Incoming {
     }
 }
 
-/// Lets those run who may be about to end, after a look at the sockets, which a timer waits for: one poll to yield before
-/// the read, and one to read the end.
-async fn let_others_end() {
+/// Lets those run who may be about to end, after a look at the sockets: one poll to yield before the read, and one to read
+/// the end.
+async fn let_others_end(look: Option<Rc<Look>>) {
+    if let Some(look) = look {
+        look.taken().await.ok();
+    }
     for _ in 0..2 {
         sleep(Duration::from_nanos(1)).await;
         executor::last_turn().await;

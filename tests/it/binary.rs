@@ -214,14 +214,15 @@ fn quiet_prints_no_line_that_a_client_brings_about() {
             // More than there is room for.
             let clients: Vec<_> = (0..30).map(|_| program.connect()).collect();
             // Whoever is in first is answered; the others wait, or are rejected.
-            let answered = iter::repeat(&clients).flatten().any(|mut client| {
+            let tries = iter::repeat_n(&clients, 100).flatten();
+            let answered = tries.into_iter().any(|mut client| {
                 let mut reply = [0; 6];
                 client
                     .set_read_timeout(Some(Duration::from_millis(10)))
                     .unwrap();
                 client.write_all(b"x").is_ok() && client.read_exact(&mut reply).is_ok()
             });
-            assert!(answered);
+            assert!(answered, "{args:?}: none of all clients found a place");
             for client in clients {
                 set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
             }

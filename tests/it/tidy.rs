@@ -1,6 +1,6 @@
 //! What the repository says of itself, compared with what it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,18 +48,36 @@ fn code(path: &Path) -> Vec<(usize, String)> {
         .collect()
 }
 
+/// The long options in a text, such as `--drain`.
+fn options(text: &str) -> BTreeSet<&str> {
+    let is_part = |c: char| c == '-' || c.is_ascii_lowercase();
+    let words = text.split(|c: char| !is_part(c));
+    let words = words.map(|word| word.trim_end_matches('-'));
+    words
+        .filter(|word| word.starts_with("--") && word.len() > 2)
+        .collect()
+}
+
 #[test]
-fn the_readme_shows_the_help_as_it_is() {
+fn the_readme_tells_of_every_option_of_the_program_and_of_no_other() {
     let help = Command::new(env!("CARGO_BIN_EXE_tinyloop"))
         .arg("--help")
         .output()
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    let shown = format!("```console\n$ tinyloop --help\n{}\n```\n", help.trim_end());
-    assert!(
-        text("README.md").contains(&shown),
-        "the README should show:\n{shown}"
-    );
+    let readme = text("README.md");
+    let (_, section) = readme.split_once("## Options of the program").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let missing: Vec<_> = options(&help)
+        .difference(&options(section))
+        .cloned()
+        .collect();
+    assert!(missing.is_empty(), "the README says nothing of {missing:?}");
+    let unknown: Vec<_> = options(section)
+        .difference(&options(&help))
+        .cloned()
+        .collect();
+    assert!(unknown.is_empty(), "the program has no {unknown:?}");
 }
 
 #[test]
@@ -118,6 +136,7 @@ const ORDER: &[&str] = &[
     "server/event.rs",
     "server/farewell.rs",
     "server/trouble.rs",
+    "server/look.rs",
     "server/incoming.rs",
     "server/connections.rs",
     "server.rs",
@@ -251,7 +270,7 @@ fn a_section_with_measured_figures_names_the_command_that_made_them() {
 }
 
 #[test]
-fn the_ratios_in_the_readme_are_those_of_the_results() {
+fn the_ratios_in_the_docs_are_those_of_the_results() {
     let results = text("benches/results/results.csv");
     let is_ratio = |line: &str, ratio: &str| {
         let of_tinyloop = line.contains(",tinyloop,");
@@ -262,8 +281,8 @@ fn the_ratios_in_the_readme_are_those_of_the_results() {
                 .take(2)
                 .any(|field| round(field).is_ok_and(|found| found == ratio))
     };
-    let readme = text("README.md");
-    let rows = readme
+    let benchmarks = text("docs/benchmarks.md");
+    let rows = benchmarks
         .lines()
         .filter(|line| line.starts_with("| ") && line.contains('–'));
     let mut checked = 0;
@@ -277,7 +296,20 @@ fn the_ratios_in_the_readme_are_those_of_the_results() {
             }
         }
     }
-    assert!(checked > 10, "the README has a table of ratios");
+    assert!(checked > 10, "there is a table of ratios");
+}
+
+/// The rows of two columns in the tables of a text.
+fn rows(text: &str) -> BTreeMap<&str, &str> {
+    let lines = text
+        .lines()
+        .filter(|line| !line.starts_with("| situation |"));
+    let cells = lines.filter_map(|line| {
+        line.strip_prefix("| ")?
+            .strip_suffix(" |")?
+            .split_once(" | ")
+    });
+    cells.collect()
 }
 
 #[test]
@@ -288,13 +320,12 @@ fn each_promise_names_tests_that_are_there() {
         .map(text)
         .collect();
     let promises = text("docs/promises.md");
-    let rows = promises
-        .lines()
-        .filter(|line| line.starts_with("| ") && !line.ends_with("| shown by |"));
-    for row in rows {
-        let shown_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
-        let names: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect();
-        assert!(!names.is_empty(), "no test shows it: {row}");
+    let (guarantees, shown_by) = promises.split_once("\n## Tests\n").unwrap();
+    let shown_by = rows(shown_by);
+    for (situation, _) in rows(guarantees) {
+        let names = shown_by.get(situation).copied().unwrap_or_default();
+        let names: Vec<&str> = names.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test shows it: {situation}");
         for name in names {
             let name = name.rsplit("::").next().unwrap();
             assert!(

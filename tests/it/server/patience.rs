@@ -140,7 +140,7 @@ fn a_transfer_under_way_is_not_idle_though_a_read_waits_beside_it() {
 #[test]
 fn a_server_that_was_stopped_hears_first_what_its_clients_said_meanwhile() {
     let program = Program::start(&["-l", "127.0.0.1:0", "--idle-timeout", "1"]);
-    let clients: Vec<_> = (0..100).map(|_| program.connect()).collect();
+    let clients: Vec<_> = (0..1500).map(|_| program.connect()).collect();
     for client in &clients {
         assert_eq!(ask(client, "before"), "Got: before");
     }
