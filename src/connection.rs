@@ -7,12 +7,16 @@ mod activity;
 pub(crate) mod chunk;
 pub(crate) mod connect;
 mod direction;
+#[cfg(feature = "testing")]
+mod ends;
 mod link;
 #[cfg(feature = "testing")]
 pub(crate) mod pipe;
 mod rare;
 mod stream;
 mod terms;
+#[cfg(feature = "testing")]
+pub(crate) mod wire;
 
 use std::fmt;
 use std::future::Future;
@@ -30,6 +34,8 @@ use crate::address::Address;
 pub(crate) use link::{Link, State};
 use stream::Stream;
 pub(crate) use stream::set_user_timeout;
+#[cfg(feature = "testing")]
+pub(crate) use stream::user_timeout;
 pub use terms::Closing;
 pub(crate) use terms::Terms;
 

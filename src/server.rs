@@ -269,7 +269,7 @@ impl Server {
         let mut listeners = Listeners::new(self.listeners, options).map_err(watch)?;
         #[cfg(feature = "testing")]
         if let Some(queue) = self.queue {
-            listeners.add_queue(queue);
+            listeners.add_queue(queue, options);
         }
         let mut record = Record::new(self.observer, self.report.clone());
         if let Some(table) = event_loop::current("Server::incoming").table_if_on() {

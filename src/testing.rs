@@ -1,6 +1,8 @@
 //! For tests of handlers and servers, without ports and without waiting: in-memory connections that fail as real ones
 //! do, drawn from a seed. With the feature `testing`.
 //!
+//! They behave as Linux's sockets: a [`Wire`] says of which kind, with buffers of which sizes, how far apart and how fast.
+//!
 //! Together with [`EventLoop::with_test_clock`](crate::EventLoop::with_test_clock), a test of an hour's timeout takes
 //! no time:
 //!
@@ -29,17 +31,24 @@ use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 
+use rustix::io::Errno;
+
 use crate::connection::Connection;
 use crate::connection::connect;
 use crate::connection::pipe::Pipe;
 use crate::server::{Queue, QueueEnd, Server};
 
 pub use crate::connection::pipe::Faults;
+pub use crate::connection::wire::Wire;
 
-/// A connection and its peer, in memory. The connection has `faults`, the peer has none. Each direction holds 64 KiB:
-/// then a write waits for the other end to read.
+/// A connection and its peer, in memory, as over [`Wire::tcp`]. The connection has `faults`, the peer has none.
 pub fn pipe(faults: Faults) -> (Connection, Connection) {
-    let (end, peer) = Pipe::pair(faults);
+    pipe_over(Wire::tcp(), faults)
+}
+
+/// Like [`pipe`], over another wire.
+pub fn pipe_over(wire: Wire, faults: Faults) -> (Connection, Connection) {
+    let (end, peer) = Pipe::pair(wire, faults);
     (
         Connection::in_memory(end, Rc::default()),
         Connection::in_memory(peer, Rc::default()),
@@ -60,11 +69,16 @@ pub fn server() -> (Server, Connector) {
 ///
 /// A later server may have the same name. When the server is gone, connections are refused.
 pub fn server_at(name: &str, faults: Faults) -> Server {
+    server_at_over(name, Wire::tcp(), faults)
+}
+
+/// Like [`server_at`], over another wire.
+pub fn server_at_over(name: &str, wire: Wire, faults: Faults) -> Server {
     let (server, Connector { queue }) = server();
     let queue = Rc::downgrade(&queue);
     let connect = move || {
         let queue = queue.upgrade().ok_or(io::ErrorKind::ConnectionRefused)?;
-        let (end, peer) = Pipe::pair(faults.clone());
+        let (end, peer) = Pipe::pair(wire.clone(), faults.clone());
         queue.push(peer)?;
         Ok(Connection::in_memory(end, Rc::default()))
     };
@@ -79,21 +93,122 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Connects. The server's end has `faults`; the returned peer has none.
+    /// Connects as over [`Wire::tcp`]. The server's end has `faults`; the returned peer has none.
+    ///
+    /// The connection waits in the listener's queue until the server accepts it. A listener that closes resets those
+    /// that wait. The connection takes its server's options: timeouts, and the sizes of the server's buffers.
     ///
     /// # Errors
     ///
-    /// `ConnectionRefused` if the server accepts no more.
+    /// `ConnectionRefused` if the server accepts no more. `WouldBlock` if the queue is full.
     pub fn connect(&self, faults: Faults) -> io::Result<Connection> {
-        let (end, peer) = Pipe::pair(faults);
+        self.connect_over(Wire::tcp(), faults)
+    }
+
+    /// Like [`connect`](Connector::connect), over another wire.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn connect_over(&self, wire: Wire, faults: Faults) -> io::Result<Connection> {
+        let (end, peer) = Pipe::pair(wire, faults);
         self.queue.push(end)?;
         Ok(Connection::in_memory(peer, Rc::default()))
+    }
+
+    /// Lets the server's next `count` accepts fail with the system's error of the number `errno`, after those that are to
+    /// fail already: 24 (`EMFILE`), 103 (`ECONNABORTED`). Connections stay in the queue.
+    pub fn fail_accepts(&self, errno: i32, count: u64) {
+        let error = Errno::from_raw_os_error(errno);
+        self.queue.fail_accepts(error, count);
+    }
+
+    /// How many connections the server may hold, after which an accept fails with `EMFILE`. Without a limit at first.
+    /// A descriptor is free again when the server has closed its connection.
+    pub fn limit_descriptors(&self, most: usize) {
+        self.queue.limit_descriptors(most);
+    }
+
+    /// How many connections may wait to be accepted: 4,096 at first. As on Linux, one more finds room.
+    pub fn set_backlog(&self, connections: usize) {
+        self.queue.set_backlog(connections);
     }
 }
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connector").finish_non_exhaustive()
+    }
+}
+
+/// A listener and its connections without a server: the system calls alone, for the test that compares them with Linux's.
+#[doc(hidden)]
+pub struct RawListener {
+    queue: Rc<Queue>,
+    end: Option<QueueEnd>,
+}
+
+#[doc(hidden)]
+impl RawListener {
+    pub fn new(backlog: usize) -> RawListener {
+        let queue = Rc::new(Queue::default());
+        queue.set_backlog(backlog);
+        let end = Some(QueueEnd(queue.clone()));
+        RawListener { queue, end }
+    }
+
+    pub fn connect(&self, wire: Wire) -> io::Result<RawSocket> {
+        let (end, peer) = Pipe::pair(wire, Faults::none());
+        self.queue.push(end)?;
+        Ok(RawSocket(peer))
+    }
+
+    pub fn accept(&self) -> io::Result<RawSocket> {
+        self.queue.accept().map(RawSocket)
+    }
+
+    pub fn close(&mut self) {
+        self.end = None;
+    }
+}
+
+/// One end of a connection, with the system calls alone.
+#[doc(hidden)]
+pub struct RawSocket(Pipe);
+
+#[doc(hidden)]
+impl RawSocket {
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        self.0.shutdown_write()
+    }
+
+    pub fn reset(&self) {
+        self.0.reset();
+    }
+
+    /// What `poll` tells, as its bits.
+    pub fn events(&self) -> u16 {
+        self.0.events().bits()
+    }
+}
+
+impl fmt::Debug for RawListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawListener").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RawSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawSocket").finish_non_exhaustive()
     }
 }
 

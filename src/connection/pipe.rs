@@ -1,13 +1,19 @@
 //! A connection in memory, for tests: as a nonblocking socket behaves, with faults drawn from a seed.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
-/// How many bytes one direction of a pipe holds before a write has to wait.
-const CAPACITY: usize = 64 * 1024;
+use rustix::event::PollFlags;
+
+use crate::time::{self, Sleep};
+
+use super::ends::{Ends, READING, WRITING};
+use super::wire::Wire;
 
 /// How an in-memory connection fails: on which of its reads and writes, and in which way.
 #[derive(Debug, Clone)]
@@ -71,143 +77,160 @@ impl Faults {
 
 /// One end of a connection in memory, as a nonblocking socket behaves.
 pub(crate) struct Pipe {
-    incoming: Rc<Flow>,
-    outgoing: Rc<Flow>,
-    /// One of the two has reset the connection.
-    reset: Rc<Cell<bool>>,
+    shared: Rc<Shared>,
+    /// Which of the two ends it is.
+    me: usize,
     faults: RefCell<Faults>,
+    /// Those of who waits to read and to write, for what happens by itself.
+    timers: RefCell<[Option<Sleep>; 2]>,
+    /// Counts as one of its server's descriptors.
+    descriptor: Option<Rc<()>>,
 }
 
-/// One direction.
-#[derive(Default)]
-struct Flow {
-    bytes: RefCell<VecDeque<u8>>,
-    /// The writer has closed it, or is gone.
-    ended: Cell<bool>,
-    /// The reader is gone.
-    broken: Cell<bool>,
-    reader: RefCell<Option<Waker>>,
-    writer: RefCell<Option<Waker>>,
+struct Shared {
+    ends: RefCell<Ends>,
+    started: Instant,
 }
 
 impl Pipe {
-    pub(crate) fn pair(faults: Faults) -> (Pipe, Pipe) {
-        let (there, back) = (Rc::new(Flow::default()), Rc::new(Flow::default()));
-        let reset = Rc::new(Cell::new(false));
-        let end = Pipe {
-            incoming: there.clone(),
-            outgoing: back.clone(),
-            reset: reset.clone(),
+    pub(crate) fn pair(wire: Wire, faults: Faults) -> (Pipe, Pipe) {
+        let shared = Rc::new(Shared {
+            started: time::now_or_system(),
+            ends: RefCell::new(Ends::new(wire)),
+        });
+        let end = |me, faults| Pipe {
+            shared: shared.clone(),
+            me,
             faults: RefCell::new(faults),
+            timers: RefCell::default(),
+            descriptor: None,
         };
-        let peer = Pipe {
-            incoming: back,
-            outgoing: there,
-            reset,
-            faults: RefCell::new(Faults::none()),
-        };
-        (end, peer)
+        (end(0, faults), end(1, Faults::none()))
+    }
+
+    /// Lets happen what is due, and what `body` does. Whoever has waited for that is woken.
+    fn with<T>(&self, body: impl FnOnce(&mut Ends) -> T) -> T {
+        let mut ends = self.shared.ends.borrow_mut();
+        if ends.needs_clock() {
+            let since_start = time::now_or_system().saturating_duration_since(self.shared.started);
+            ends.settle(since_start.as_nanos() as u64);
+        }
+        let result = body(&mut ends);
+        let woken = ends.take_woken();
+        drop(ends);
+        woken.into_iter().flatten().for_each(Waker::wake);
+        result
     }
 
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = self.faults.borrow_mut().draw(buffer.len())?;
-        let mut bytes = self.incoming.bytes.borrow_mut();
-        if bytes.is_empty() && self.reset.get() {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
-        if bytes.is_empty() && !self.incoming.ended.get() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let count = bytes.len().min(most);
-        for (slot, byte) in buffer.iter_mut().zip(bytes.drain(..count)) {
-            *slot = byte;
-        }
-        drop(bytes);
-        wake(&self.incoming.writer);
-        Ok(count)
+        self.with(|ends| ends.read(self.me, &mut buffer[..most]))
     }
 
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let most = self.faults.borrow_mut().draw(bytes.len())?;
-        if self.reset.get() {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
-        if self.outgoing.broken.get() || self.outgoing.ended.get() {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        let room = CAPACITY - self.outgoing.bytes.borrow().len();
-        if room == 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let count = room.min(most);
-        self.outgoing.bytes.borrow_mut().extend(&bytes[..count]);
-        wake(&self.outgoing.reader);
-        Ok(count)
+        self.with(|ends| ends.write(self.me, &bytes[..most]))
     }
 
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.incoming.bytes.borrow().is_empty() || self.incoming.ended.get() {
-            return Poll::Ready(Ok(()));
-        }
-        wait(&self.incoming.reader, cx);
-        Poll::Pending
+        self.poll_ready(READING, cx, |ends| {
+            ends.is_ready(self.me, READING).then_some(Ok(()))
+        })
     }
 
     pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_writable() {
-            return Poll::Ready(Ok(()));
+        self.poll_ready(WRITING, cx, |ends| {
+            ends.is_ready(self.me, WRITING).then_some(Ok(()))
+        })
+    }
+
+    pub(crate) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_ready(WRITING, cx, |ends| ends.taken(self.me))
+    }
+
+    /// Waits until `look` finds something.
+    fn poll_ready(
+        &self,
+        direction: usize,
+        cx: &mut Context<'_>,
+        look: impl Fn(&mut Ends) -> Option<io::Result<()>>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let looked = self.with(|ends| match look(ends) {
+                Some(found) => Ok(found),
+                None => Err((ends.wait(self.me, direction, cx.waker()), ends.arm(self.me))),
+            });
+            // Dropped outside every borrow, since dropping a task's last waker may run code of anybody's.
+            let _before = self.timers.borrow_mut()[direction].take();
+            let (waker, at) = match looked {
+                Ok(found) => return Poll::Ready(found),
+                Err(waits) => waits,
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            let at = at.and_then(|nanos| self.instant(nanos));
+            let Some(mut timer) = at.map(time::sleep_until) else {
+                return Poll::Pending;
+            };
+            // It may be over by now, where time goes on by itself.
+            if Pin::new(&mut timer).poll(cx).is_pending() {
+                self.timers.borrow_mut()[direction] = Some(timer);
+                return Poll::Pending;
+            }
         }
-        wait(&self.outgoing.writer, cx);
-        Poll::Pending
+    }
+
+    fn instant(&self, nanos: u64) -> Option<Instant> {
+        let since_start = Duration::from_nanos(nanos);
+        self.shared.started.checked_add(since_start)
+    }
+
+    /// What the system call `poll` tells.
+    pub(crate) fn events(&self) -> PollFlags {
+        self.with(|ends| ends.events(self.me))
     }
 
     pub(crate) fn is_writable(&self) -> bool {
-        self.outgoing.bytes.borrow().len() < CAPACITY || self.outgoing.broken.get()
+        self.with(|ends| ends.is_ready(self.me, WRITING))
     }
 
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
-        self.outgoing.ended.set(true);
-        wake(&self.outgoing.reader);
-        Ok(())
+        self.with(|ends| ends.shutdown_write(self.me))
+    }
+
+    pub(crate) fn prepare_end(&self, user_timeout: Duration) {
+        self.with(|ends| ends.prepare_end(self.me, user_timeout));
     }
 
     pub(crate) fn reset(&self) {
-        self.reset.set(true);
-        self.end();
-        self.incoming.ended.set(true);
-        wake(&self.incoming.reader);
+        self.with(|ends| ends.reset(self.me));
     }
 
-    fn end(&self) {
-        self.outgoing.ended.set(true);
-        wake(&self.outgoing.reader);
-        self.incoming.broken.set(true);
-        wake(&self.incoming.writer);
+    /// Its listener goes, and has not accepted it.
+    pub(crate) fn abandon(&self) {
+        self.with(|ends| ends.abandon(self.me));
+    }
+
+    /// Gives this end the options of its listener.
+    pub(crate) fn set_options(&self, buffers: Option<usize>, user_timeout: Option<Duration>) {
+        self.with(|ends| {
+            if let Some(bytes) = buffers {
+                ends.set_buffers(self.me, bytes);
+            }
+            if let Some(timeout) = user_timeout {
+                ends.set_user_timeout(self.me, timeout);
+            }
+        });
+    }
+
+    pub(crate) fn set_descriptor(&mut self, descriptor: Rc<()>) {
+        self.descriptor = Some(descriptor);
     }
 }
 
 impl Drop for Pipe {
     fn drop(&mut self) {
-        if !self.incoming.bytes.borrow().is_empty() {
-            // As a socket that is closed with unread input.
-            self.reset.set(true);
-        }
-        self.end();
-    }
-}
-
-/// Waits in the place of whoever waits there, who is woken, as in smol's reactor.
-fn wait(waiting: &RefCell<Option<Waker>>, cx: &Context<'_>) {
-    let before = waiting.replace(Some(cx.waker().clone()));
-    if let Some(before) = before
-        && !before.will_wake(cx.waker())
-    {
-        before.wake();
-    }
-}
-
-pub(crate) fn wake(waiting: &RefCell<Option<Waker>>) {
-    if let Some(waker) = waiting.take() {
-        waker.wake();
+        self.with(|ends| ends.close(self.me));
     }
 }

@@ -50,12 +50,16 @@ fn output_state(socket: &impl AsFd) -> PollFlags {
     }
 }
 
-/// Has the kernel give up a peer that takes nothing for three times `timeout` (`TCP_USER_TIMEOUT`). A write that waits has
-/// a timer of its own, which is to come first: the kernel does not count a window that opens by less than the next
-/// segment, of up to 64 KiB, and would cut peers that read slowly.
+/// How long the kernel lets a peer take nothing (`TCP_USER_TIMEOUT`): three times `timeout`. A write that waits has a timer
+/// of its own, which is to come first: the kernel does not count a window that opens by less than the next segment, of
+/// up to 64 KiB, and would cut peers that read slowly.
+pub(crate) fn user_timeout(timeout: Duration) -> Duration {
+    timeout.saturating_mul(3)
+}
+
+/// Has the kernel give up a peer that takes nothing for three times `timeout`.
 pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
-    let timeout = timeout.saturating_mul(3);
-    let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    let millis = u32::try_from(user_timeout(timeout).as_millis()).unwrap_or(u32::MAX);
     // The kernel takes no more than an int.
     // 0 would mean never.
     let millis = millis.clamp(1, i32::MAX as u32);
@@ -122,7 +126,12 @@ impl Stream {
         match (self, timeout) {
             (Stream::Tcp(stream), Some(timeout)) => set_user_timeout(stream, timeout),
             (Stream::Tcp(stream), None) => Ok(sockopt::set_tcp_user_timeout(stream, 0)?),
-            _ => Ok(()),
+            #[cfg(feature = "testing")]
+            (Stream::Pipe(pipe), timeout) => {
+                pipe.set_options(None, timeout.map(user_timeout));
+                Ok(())
+            }
+            (Stream::Unix(_), _) => Ok(()),
         }
     }
 
@@ -146,16 +155,21 @@ impl Stream {
 
     /// Before [`Stream::poll_taken`]: lets the kernel give up when the peer takes nothing for `patience`.
     pub(super) fn prepare_end(&self, patience: Duration) -> io::Result<()> {
-        if let Stream::Tcp(stream) = self {
-            set_user_timeout(stream, patience)?;
-            // A socket is writable when a third of its buffer is free, of which the kernel takes what the peer has
-            // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes.
-            sockopt::set_socket_send_buffer_size(stream, 0)?;
+        match self {
+            Stream::Tcp(stream) => {
+                set_user_timeout(stream, patience)?;
+                // A socket is writable when a third of its buffer is free, of which the kernel takes what the peer has
+                // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes.
+                sockopt::set_socket_send_buffer_size(stream, 0)?;
+            }
+            Stream::Unix(_) => {}
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.prepare_end(user_timeout(patience)),
         }
         Ok(())
     }
 
-    /// Ready when the peer's system has nearly all that was written. In the other streams it has from the start.
+    /// Ready when the peer's system has nearly all that was written. A Unix socket's has it from the start.
     pub(super) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) => loop {
@@ -172,7 +186,9 @@ impl Stream {
                     return Poll::Ready(Ok(()));
                 }
             },
-            _ => Poll::Ready(Ok(())),
+            Stream::Unix(_) => Poll::Ready(Ok(())),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.poll_taken(cx),
         }
     }
 

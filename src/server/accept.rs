@@ -18,7 +18,7 @@ use smol::Async;
 
 use crate::address::Address;
 #[cfg(feature = "testing")]
-use crate::connection::pipe::{Pipe, wake};
+use crate::connection::{pipe::Pipe, user_timeout};
 
 use super::listener::{ConnectionOptions, Listener, Socket, SocketFile};
 
@@ -88,7 +88,8 @@ impl Listeners {
 
     /// Accepts from a queue in memory, too.
     #[cfg(feature = "testing")]
-    pub(super) fn add_queue(&mut self, queue: QueueEnd) {
+    pub(super) fn add_queue(&mut self, queue: QueueEnd, options: ConnectionOptions) {
+        queue.0.options.set(Some(options));
         self.listeners.push(Serving {
             socket: AsyncSocket::Memory(queue),
             waiting: false,
@@ -255,13 +256,40 @@ impl AcceptError {
     }
 }
 
+/// How many connections a listener in memory holds that were not accepted yet, as a [`Listener`] does.
+#[cfg(feature = "testing")]
+const BACKLOG: usize = 4096;
+
 /// A listener in memory: the connections that wait to be accepted.
 #[cfg(feature = "testing")]
-#[derive(Default)]
 pub(crate) struct Queue {
     waiting: RefCell<VecDeque<Pipe>>,
+    backlog: Cell<usize>,
     acceptor: RefCell<Option<Waker>>,
     closed: Cell<bool>,
+    /// What a connection inherits.
+    options: Cell<Option<ConnectionOptions>>,
+    /// With which error accepts fail, and how many of them.
+    failures: RefCell<VecDeque<(Errno, u64)>>,
+    /// How many connections there may be that were accepted, and what each of them holds a part of.
+    descriptors_max: Cell<usize>,
+    descriptors: Rc<()>,
+}
+
+#[cfg(feature = "testing")]
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue {
+            waiting: RefCell::default(),
+            backlog: Cell::new(BACKLOG),
+            acceptor: RefCell::default(),
+            closed: Cell::new(false),
+            options: Cell::new(None),
+            failures: RefCell::default(),
+            descriptors_max: Cell::new(usize::MAX),
+            descriptors: Rc::new(()),
+        }
+    }
 }
 
 #[cfg(feature = "testing")]
@@ -269,22 +297,71 @@ impl Queue {
     /// Adds a connection, or refuses it.
     pub(crate) fn push(&self, pipe: Pipe) -> io::Result<()> {
         if self.closed.get() {
-            return Err(io::ErrorKind::ConnectionRefused.into());
+            return Err(Errno::CONNREFUSED.into());
         }
+        // Linux lets in one more.
+        if self.waiting.borrow().len() > self.backlog.get() {
+            return Err(Errno::AGAIN.into());
+        }
+        self.set_options(&pipe);
         self.waiting.borrow_mut().push_back(pipe);
-        wake(&self.acceptor);
+        self.wake();
         Ok(())
     }
 
-    fn accept(&self) -> io::Result<Pipe> {
-        self.waiting
-            .borrow_mut()
-            .pop_front()
-            .ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    pub(crate) fn fail_accepts(&self, error: Errno, count: u64) {
+        self.failures.borrow_mut().push_back((error, count));
+        self.wake();
+    }
+
+    pub(crate) fn limit_descriptors(&self, most: usize) {
+        self.descriptors_max.set(most);
+    }
+
+    pub(crate) fn set_backlog(&self, backlog: usize) {
+        self.backlog.set(backlog);
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.acceptor.take() {
+            waker.wake();
+        }
+    }
+
+    fn set_options(&self, pipe: &Pipe) {
+        if let Some(options) = self.options.get() {
+            let timeout = options.stall_timeout.map(user_timeout);
+            pipe.set_options(options.buffer_size, timeout);
+        }
+    }
+
+    pub(crate) fn accept(&self) -> io::Result<Pipe> {
+        if let Some(error) = self.next_failure() {
+            return Err(error.into());
+        }
+        // The descriptor comes before the look into the queue (accept4).
+        if Rc::strong_count(&self.descriptors) > self.descriptors_max.get() {
+            return Err(Errno::MFILE.into());
+        }
+        let mut pipe = self.waiting.borrow_mut().pop_front().ok_or(Errno::AGAIN)?;
+        self.set_options(&pipe);
+        pipe.set_descriptor(self.descriptors.clone());
+        Ok(pipe)
+    }
+
+    /// The error that the next accept fails with.
+    fn next_failure(&self) -> Option<Errno> {
+        let mut failures = self.failures.borrow_mut();
+        while failures.front().is_some_and(|(_, count)| *count == 0) {
+            failures.pop_front();
+        }
+        let (error, count) = failures.front_mut()?;
+        *count -= 1;
+        Some(*error)
     }
 
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.waiting.borrow().is_empty() {
+        if !self.waiting.borrow().is_empty() || !self.failures.borrow().is_empty() {
             return Poll::Ready(Ok(()));
         }
         self.acceptor.replace(Some(cx.waker().clone()));
@@ -300,7 +377,7 @@ pub(crate) struct QueueEnd(pub(crate) Rc<Queue>);
 impl Drop for QueueEnd {
     fn drop(&mut self) {
         self.0.closed.set(true);
-        self.0.waiting.take().iter().for_each(Pipe::reset);
+        self.0.waiting.take().iter().for_each(Pipe::abandon);
     }
 }
 

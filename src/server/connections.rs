@@ -331,7 +331,11 @@ impl<H> Ending<H> {
             self.tell();
             give_time(link, &stay).await;
             link.reset();
-        } else if deliver(link, &stay).await.is_err() {
+        } else if let Err(error) = deliver(link, &stay).await {
+            if link.state() != State::Stalled {
+                // Nobody knows how much of it the peer has.
+                self.outcome.set(Some(Outcome::Returned(Err(error))));
+            }
             self.tell();
             link.reset();
         } else {

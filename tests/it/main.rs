@@ -30,3 +30,4 @@ mod time;
 mod tutorial;
 mod unix_socket;
 mod works_with;
+mod worlds;

@@ -119,6 +119,8 @@ const ORDER: &[&str] = &[
     "endpoint.rs",
     "task_group.rs",
     "signal.rs",
+    "connection/wire.rs",
+    "connection/ends.rs",
     "connection/pipe.rs",
     "connection/stream.rs",
     "connection/terms.rs",

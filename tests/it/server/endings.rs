@@ -256,6 +256,20 @@ fn a_peer_that_does_not_take_the_end_of_its_reply_times_out() {
 }
 
 #[test]
+fn a_peer_that_resets_before_it_has_the_end_of_its_reply_has_not_completed() {
+    let (served, told) = reasons(
+        |server| server,
+        async |mut connection| connection.write_all(&[b'x'; 100_000]).await,
+    );
+    let client = with_small_buffer(served.addr);
+    (&client).read_exact(&mut [0]).unwrap();
+    // With input that it has not read, its close is a reset.
+    drop(client);
+    assert_eq!(next(&told), "failed: connection reset by peer");
+    served.stop().unwrap();
+}
+
+#[test]
 fn a_peer_that_sends_and_never_reads_ends_though_its_replies_fit_the_buffers() {
     let stall = Duration::from_millis(500);
     let (served, told) = reasons(move |server| server.stall_timeout(stall), echo);
