@@ -14,6 +14,7 @@
 use std::env;
 use std::io;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -22,20 +23,28 @@ use tinyloop::{Connection, SLOW_POLL, Server, monitor, on_slow_poll, signal};
 /// The longest line, in bytes.
 const LINE_MAX: u64 = 16;
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
+    match tinyloop::run(serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("blocked: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> io::Result<()> {
     let mut args = env::args().skip(1);
     let mut addr = |default: &str| args.next().unwrap_or(default.to_owned());
     let (addr, monitor_addr) = (addr("127.0.0.1:25000"), addr("127.0.0.1:25001"));
     let monitor_addr: SocketAddr = monitor_addr.parse().map_err(io::Error::other)?;
-    tinyloop::run(async {
-        let server = Server::bind(addr).await?.shutdown_on(signal::shutdown()?);
-        println!("listening on {}", server.local_addrs()[0]);
-        let monitor = monitor::serve(monitor_addr)?;
-        println!("monitor on {}", monitor.local_addr());
-        on_slow_poll(SLOW_POLL, |slow_poll| eprintln!("{slow_poll}"));
-        server.max_connections(100).serve(answer).await?;
-        Ok(())
-    })
+    let server = Server::bind(addr).await?.shutdown_on(signal::shutdown()?);
+    println!("listening on {}", server.local_addrs()[0]);
+    let monitor = monitor::serve(monitor_addr)?;
+    println!("monitor on {}", monitor.local_addr());
+    on_slow_poll(SLOW_POLL, |slow_poll| eprintln!("{slow_poll}"));
+    server.max_connections(100).serve(answer).await?;
+    Ok(())
 }
 
 /// Answers line by line, until the peer has closed.

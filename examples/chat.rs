@@ -21,6 +21,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::env;
 use std::io;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -46,26 +47,34 @@ struct Peer {
     reads: Cell<bool>,
 }
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
     let addr = env::args()
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:25000".to_owned());
-    tinyloop::run(async {
-        let server = Server::bind(addr)
-            .await?
-            .max_connections(1000)
-            .stall_timeout(Duration::from_secs(30))
-            .socket_buffers(64 * 1024)
-            .shutdown_on(signal::shutdown()?)
-            .drain(Duration::from_secs(2));
-        println!("listening on {}", server.local_addrs()[0]);
-        let room = Rc::new(Room::default());
-        let report = server
-            .serve(async move |connection| chat(&room, connection).await)
-            .await?;
-        eprintln!("{report}");
-        Ok(())
-    })
+    match tinyloop::run(serve(addr)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chat: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(addr: String) -> io::Result<()> {
+    let server = Server::bind(addr)
+        .await?
+        .max_connections(1000)
+        .stall_timeout(Duration::from_secs(30))
+        .socket_buffers(64 * 1024)
+        .shutdown_on(signal::shutdown()?)
+        .drain(Duration::from_secs(2));
+    println!("listening on {}", server.local_addrs()[0]);
+    let room = Rc::new(Room::default());
+    let report = server
+        .serve(async move |connection| chat(&room, connection).await)
+        .await?;
+    eprintln!("{report}");
+    Ok(())
 }
 
 /// A peer's time in the room: it speaks and listens at once, until it leaves or the server closes.

@@ -19,6 +19,7 @@
 use std::env;
 use std::error::Error;
 use std::io;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,17 @@ use tinyloop::{Connection, Server, signal, timeout};
 /// How long a peer has for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match tinyloop::run(serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tls_echo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
     let addr = env::args()
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:25443".to_owned());
@@ -47,22 +58,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         )?;
     let acceptor = Rc::new(TlsAcceptor::from(Arc::new(config)));
 
-    tinyloop::run(async {
-        let server = Server::bind(addr)
-            .await?
-            .max_connections(1024)
-            .idle_timeout(Duration::from_secs(60))
-            .stall_timeout(Duration::from_secs(60))
-            .shutdown_on(signal::shutdown()?)
-            .drain(Duration::from_secs(5));
-        println!("listening on {}", server.local_addrs()[0]);
-        print!("{}", cert.pem());
-        let report = server
-            .serve(async move |connection| echo(&acceptor, connection).await)
-            .await?;
-        eprintln!("{report}");
-        Ok(())
-    })
+    let server = Server::bind(addr)
+        .await?
+        .max_connections(1024)
+        .idle_timeout(Duration::from_secs(60))
+        .stall_timeout(Duration::from_secs(60))
+        .shutdown_on(signal::shutdown()?)
+        .drain(Duration::from_secs(5));
+    println!("listening on {}", server.local_addrs()[0]);
+    print!("{}", cert.pem());
+    let report = server
+        .serve(async move |connection| echo(&acceptor, connection).await)
+        .await?;
+    eprintln!("{report}");
+    Ok(())
 }
 
 /// Answers every chunk, until the peer or the server closes. Both ends of TLS say goodbye, so that nobody between them

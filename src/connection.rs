@@ -4,6 +4,8 @@
 //! others run after a bounded burst, and one whose peer has gone silent or stopped reading ends with an error.
 
 mod activity;
+pub(crate) mod chunk;
+pub(crate) mod connect;
 mod direction;
 #[cfg(feature = "testing")]
 mod ends;
@@ -19,6 +21,7 @@ pub(crate) mod wire;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -52,6 +55,34 @@ const QUIET: Duration = Duration::from_secs(1);
 ///   [`Server::serve`](crate::Server::serve). Any other connection is closed when it is dropped; then unread input, or
 ///   input that comes later, makes the kernel reset the connection and throw away what is still under way.
 /// - Errors are the socket's, and [`TimedOut`](io::ErrorKind::TimedOut) when the server's idle or stall timeout is over.
+///
+/// # Lines with a limit
+///
+/// `read_until` and `lines` of futures-lite collect a line whatever its length, so that a peer can fill the memory. With
+/// `take` in front, a line that is too long is known by its missing end:
+///
+/// ```
+/// use std::io;
+/// use futures_lite::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+///
+/// /// The next line without its end, or none at the end of input.
+/// async fn read_line(input: impl AsyncBufRead + Unpin, max: u64) -> io::Result<Option<Vec<u8>>> {
+///     let mut line = Vec::new();
+///     let length = input.take(max).read_until(b'\n', &mut line).await?;
+///     if line.pop_if(|last| *last == b'\n').is_none() && length as u64 == max {
+///         return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+///     }
+///     Ok((length > 0).then_some(line))
+/// }
+///
+/// # tinyloop::run(async {
+/// // Of a connection: let mut input = futures_lite::io::BufReader::new(&connection);
+/// let mut input = &b"one\ntwo\nmuch too long"[..];
+/// assert_eq!(read_line(&mut input, 10).await.unwrap().unwrap(), b"one");
+/// assert_eq!(read_line(&mut input, 10).await.unwrap().unwrap(), b"two");
+/// assert!(read_line(&mut input, 10).await.is_err());
+/// # });
+/// ```
 pub struct Connection {
     link: Rc<Link>,
 }
@@ -71,6 +102,16 @@ impl Connection {
     /// Whom this connection goes to, as it was when the connection was made.
     pub fn peer_addr(&self) -> Address {
         self.link.peer_addr()
+    }
+
+    /// The address of this end. [`Address::Unknown`] in memory, and if the system does not tell.
+    pub fn local_addr(&self) -> Address {
+        self.link.stream().local_addr().unwrap_or(Address::Unknown)
+    }
+
+    /// The socket, for its options (keepalive, buffers: all that rustix and socket2 do). None in memory.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.link.stream().as_fd()
     }
 
     /// Number of bytes read so far.
@@ -120,6 +161,24 @@ impl Connection {
     /// itself take long to answer, longer than it takes. It counts in milliseconds, rounded up, and up to 49 days.
     pub fn end_when_draining_after(&self, quiet: Duration) {
         self.link.end_when_quiet(quiet);
+    }
+
+    /// Sets an idle timeout of the connection's own, or none. For a server's connection it stands in place of the
+    /// [server's](crate::Server::idle_timeout). The time counts from this call.
+    ///
+    /// On a connection that no server made it ends reads only: nobody watches over a task that waits for something else.
+    /// A read that waits already, in another task and without a timeout, knows of it when it is polled next.
+    pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
+        self.link.set_own_timeouts(|own| own.idle = Some(timeout));
+    }
+
+    /// Sets a stall timeout of the connection's own, or none. For a server's connection it stands in place of the
+    /// [server's](crate::Server::stall_timeout), with the same effect. A write that waits already is as with
+    /// [`set_idle_timeout`](Connection::set_idle_timeout).
+    pub fn set_stall_timeout(&self, timeout: Option<Duration>) {
+        self.link.set_own_timeouts(|own| own.stall = Some(timeout));
+        // What fails is broken, and the next call tells.
+        self.link.stream().set_user_timeout(timeout).ok();
     }
 
     /// Resets the connection. The peer's reads fail (`ConnectionReset`) after what has arrived; what is unsent is thrown

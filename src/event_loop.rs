@@ -236,9 +236,9 @@ impl EventLoop {
 
     /// Makes a loop whose time stands still while a task can run, and jumps to the next deadline when none can.
     ///
-    /// Everything in this crate that waits for time follows it, so a test of an hour's timeout takes no time. The
-    /// clock does not know of what happens outside the loop: it also jumps while a socket or a thread is waited for. It does
-    /// not jump by more than a century: a deadline that is further away never comes.
+    /// Everything in this crate that waits for time follows it, so a test of an hour's timeout takes no time. It stands
+    /// still while work of [`unblock`](crate::unblock) runs, but jumps while a socket or another thread is waited for. It
+    /// does not jump by more than a century: a deadline that is further away never comes.
     ///
     /// # Errors
     ///

@@ -57,8 +57,9 @@
 //! ```
 //!
 //! A handler is an async function that takes a [`Connection`]. `Connection` implements `AsyncRead` and `AsyncWrite` of
-//! futures-io. All other parts of smol (channels, locks, files, processes, UDP) work inside the loop without changes. smol
-//! starts one helper thread, which polls the sockets when no event loop does.
+//! futures-io. All other parts of smol (channels, locks, files, processes, UDP) work inside the loop without changes, and
+//! so do hyper and async-tungstenite: see [`works_with`]. smol starts one helper thread, which polls the sockets when no
+//! event loop does.
 //!
 //! | asyncio | tinyloop |
 //! |---|---|
@@ -71,6 +72,7 @@
 //! | `loop.call_soon_threadsafe` | a [`Waker`](std::task::Waker) or a channel of smol's: see [below](#from-other-threads) |
 //! | `loop.add_signal_handler` | [`signal::shutdown`], [`signal::signals`] |
 //! | `asyncio.start_server` | [`Server::bind`], [`Server::serve`] |
+//! | `asyncio.open_connection` | [`Connection::connect`]; [`copy_both`] for a proxy |
 //! | `asyncio.all_tasks`, `python -m asyncio ps` | [`task_table`], [`monitor::serve`] |
 //! | debug mode | [`on_slow_poll`] |
 //!
@@ -102,7 +104,9 @@
 
 mod address;
 mod connection;
+mod copy;
 mod echo;
+mod endpoint;
 mod event_loop;
 mod executor;
 mod io_error;
@@ -115,31 +119,31 @@ mod task_table;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
+mod unblock;
 
 pub use address::Address;
+pub use connection::chunk::Chunk;
 pub use connection::{Closing, Connection};
+pub use copy::{CopyError, Side, copy_both};
 pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
+pub use endpoint::{Endpoint, ToEndpoint};
 pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table, yield_now};
-pub use report::Report;
+pub use report::{LiveReport, Report};
 pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Server, WhenFull};
 pub use smol::Task;
-/// Runs blocking work on a thread of smol's pool, beside the event loop.
-///
-/// The pool starts a thread when all of its threads are busy, or when more than five pieces of work wait for each idle
-/// one. **If the system refuses that thread** (a container's limit on processes, `ulimit -u`), the call tries again on
-/// the calling thread, without a pause and until there is a thread. So the loop stands still with its CPU at 100 %, and
-/// a [`timeout`] around the call does not fire. The same holds for all of smol that uses the pool: files, processes,
-/// stdin, and names of hosts. [`Server::bind`] checks for a thread first, and returns an error.
-///
-/// Below is smol's own documentation.
-pub use smol::unblock;
 pub use task_group::TaskGroup;
 pub use task_table::{ConnectionInfo, SLOW_POLL, SlowPoll, TaskInfo, TaskState, TaskTable};
-pub use time::{Interval, Sleep, TimedOut, interval, now, sleep, sleep_until, timeout};
+pub use time::interval::{Interval, interval};
+pub use time::{Sleep, TimedOut, now, sleep, sleep_until, timeout};
+pub use unblock::unblock;
 
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/tutorial.md")]
 pub mod tutorial {}
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/works-with.md")]
+pub mod works_with {}
 
 /// The README's examples, run as tests.
 #[cfg(doctest)]

@@ -1,6 +1,7 @@
 //! Figures: what went through a connection, and what happened in a server.
 
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What happened in a server, counted. Displays as one line.
@@ -32,9 +33,14 @@ pub struct Report {
 }
 
 impl Report {
+    /// How many connections are open: their handlers were started, and how they ended is not known yet.
+    pub fn open(&self) -> u64 {
+        let ended = self.completed + self.failed + self.panicked + self.timed_out + self.aborted;
+        self.accepted - ended
+    }
+
     /// All counters with their names, and how many connections are open.
     pub(crate) fn counters(&self) -> [(&'static str, u64); 11] {
-        let ended = self.completed + self.failed + self.panicked + self.timed_out + self.aborted;
         [
             ("accepted", self.accepted),
             ("completed", self.completed),
@@ -45,7 +51,7 @@ impl Report {
             ("aborted", self.aborted),
             ("bytes in", self.bytes_in),
             ("bytes out", self.bytes_out),
-            ("open", self.accepted - ended),
+            ("open", self.open()),
             ("peak connections", self.peak_connections as u64),
         ]
     }
@@ -61,6 +67,28 @@ impl fmt::Display for Report {
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
         f.write_str(&counters.join(", "))
+    }
+}
+
+/// What happens in a server, while it does: from [`Server::live_report`](crate::Server::live_report). A clone tells of the
+/// same server, also on another thread, and after the server's end.
+#[derive(Debug, Clone, Default)]
+pub struct LiveReport {
+    report: Arc<Mutex<Report>>,
+}
+
+impl LiveReport {
+    /// What happened so far.
+    pub fn report(&self) -> Report {
+        self.lock().clone()
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Mutex<Report>> {
+        &self.report
     }
 }
 

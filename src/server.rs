@@ -20,21 +20,21 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_net::AsyncToSocketAddrs;
 use futures_lite::Stream;
 
 use crate::address::Address;
 use crate::connection::Connection;
+use crate::endpoint::{Endpoint, ToEndpoint};
 use crate::event_loop;
 use crate::io_error;
-use crate::report::Report;
+use crate::report::{LiveReport, Report};
 use crate::time::timeout;
 
 use accept::Listeners;
 use connections::{Connections, EndedWithPanic, Handler};
 use event::{Observer, Record};
 use incoming::Limits;
-use listener::ConnectionOptions;
+use listener::{ConnectionOptions, max_connections};
 
 #[cfg(feature = "testing")]
 pub(crate) use accept::{Queue, QueueEnd};
@@ -62,25 +62,29 @@ pub struct Server {
     shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
     drain: Duration,
     observer: Option<Observer>,
+    report: LiveReport,
 }
 
 impl Server {
-    /// Listens on every address that `addrs` resolves to, with a backlog of 4,096. Port 0 lets the system choose.
+    /// Listens on an address, or on every address of a name, with a backlog of 4,096: `"127.0.0.1:80"`, `"host:80"`,
+    /// `"80"` (loopback), `":80"` (all interfaces), `"unix:/run/some.sock"`, and all that is an [`Endpoint`]. Port 0 lets
+    /// the system choose.
     ///
     /// From here on the kernel takes connections; they wait until the server serves.
     ///
     /// # Errors
     ///
-    /// If one of the addresses cannot be bound (`cannot listen on ADDRESS: …`), or there is none. If the system lets this
-    /// process start no thread, which the look-up of a name needs; [`Listener::bind`] needs none.
-    pub async fn bind(addrs: impl AsyncToSocketAddrs) -> io::Result<Server> {
-        // Without a thread to start, smol's look-up of a name would never return.
-        event_loop::check_threads().map_err(|error| {
-            io_error::explain("cannot start a thread to look up the address", &error)
-        })?;
-        let addrs = addrs.to_socket_addrs().await?;
-        let listeners = addrs.map(Listener::bind).collect::<io::Result<Vec<_>>>()?;
-        Server::from_listeners(listeners)
+    /// If one of the addresses cannot be bound (`cannot listen on ADDRESS: …`), or there is none. If the address has
+    /// none of the forms. If the system lets this process start no thread, which the look-up of a name needs.
+    pub async fn bind(to: impl ToEndpoint) -> io::Result<Server> {
+        let mut endpoint = to.to_endpoint()?;
+        if let Endpoint::Name(..) = endpoint {
+            let addrs = endpoint.resolve().await;
+            let unknown =
+                |error| io_error::explain(format_args!("cannot listen on {endpoint}"), &error);
+            endpoint = Endpoint::Ip(addrs.map_err(unknown)?);
+        }
+        Server::from_listeners(Listener::bind_endpoint(&endpoint)?)
     }
 
     /// Serves a socket that listens already: a [`Listener`], or std's `TcpListener` or `UnixListener`.
@@ -122,11 +126,11 @@ impl Server {
 
     fn new(listeners: Vec<Listener>, local_addrs: Vec<Address>) -> Server {
         Server {
+            max_connections: max_connections(&listeners),
             listeners,
             local_addrs,
             #[cfg(feature = "testing")]
             queue: None,
-            max_connections: usize::MAX,
             when_full: WhenFull::default(),
             idle_timeout: None,
             stall_timeout: None,
@@ -135,6 +139,7 @@ impl Server {
             shutdown: None,
             drain: Duration::ZERO,
             observer: None,
+            report: LiveReport::default(),
         }
     }
 
@@ -143,7 +148,11 @@ impl Server {
         &self.local_addrs
     }
 
-    /// Keeps at most `max` connections open. Without this there is no limit but the system's.
+    /// Keeps at most `max` connections open. By default that is the process's limit of descriptors (`ulimit -n`, as it is
+    /// when the server is made) less 32, which are left for listeners, standard streams and the like; at least 1.
+    ///
+    /// If handlers open descriptors of their own, set a limit that leaves room for them: a forwarder has two for each
+    /// connection, so half of the default.
     ///
     /// # Panics
     ///
@@ -227,6 +236,12 @@ impl Server {
         self
     }
 
+    /// The server's counters, which can be read while it runs. [`Server::incoming`] counts nothing but rejected
+    /// connections.
+    pub fn live_report(&self) -> LiveReport {
+        self.report.clone()
+    }
+
     /// The connections as a stream, for those who write their own loop.
     ///
     /// Errors of single connections, shortages, limits, timeouts and the shutdown are seen to as in
@@ -256,10 +271,10 @@ impl Server {
         if let Some(queue) = self.queue {
             listeners.add_queue(queue, options);
         }
-        let mut record = Record::new(self.observer);
+        let mut record = Record::new(self.observer, self.report.clone());
         if let Some(table) = event_loop::current("Server::incoming").table_if_on() {
             let addrs: Vec<String> = self.local_addrs.iter().map(Address::to_string).collect();
-            table.add_server(addrs.join(" "), record.shared());
+            table.add_server(addrs.join(" "), self.report.shared());
         }
         for addr in &self.local_addrs {
             record.tell(&Event::Listening { addr });

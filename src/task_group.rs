@@ -22,6 +22,9 @@ use crate::task_table::Label;
 /// Tasks that end together: their results come as a [`Stream`] in the order of completion, and dropping the group
 /// cancels those that still run.
 ///
+/// The futures of tasks that are cancelled so are dropped in the loop's next turn, after the current task has given way:
+/// what they hold is open until then. [`cancel`](TaskGroup::cancel) waits for that.
+///
 /// The stream ends (`None`) when every task has finished and its result is taken; it goes on after another
 /// [`spawn`](TaskGroup::spawn). Nothing is held for a task that is finished and taken. A task's panic reaches whoever
 /// takes its result.
@@ -159,12 +162,21 @@ impl<T: 'static> TaskGroup<T> {
                 Poll::Pending
             })
             .await;
-            self.spawn_now(label, future);
+            self.start(label, future);
         }
     }
 
-    /// Starts a task in the group, whatever the limit.
-    pub(crate) fn spawn_now(&mut self, label: Label, future: impl Future<Output = T> + 'static) {
+    /// Starts a task in the group at once, whatever the limit. For groups without one, and where nothing can be awaited.
+    ///
+    /// # Panics
+    ///
+    /// Outside a running event loop.
+    #[track_caller]
+    pub fn spawn_now(&mut self, future: impl Future<Output = T> + 'static) {
+        self.start(Label::new(Location::caller()), future);
+    }
+
+    pub(crate) fn start(&mut self, label: Label, future: impl Future<Output = T> + 'static) {
         let entry = self.tasks.vacant_entry();
         let place = Place {
             key: entry.key(),

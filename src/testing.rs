@@ -35,6 +35,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::connection::Connection;
+use crate::connection::connect;
 use crate::connection::pipe::Pipe;
 use crate::server::{Queue, QueueEnd, Server};
 use crate::time::Timers;
@@ -63,6 +64,28 @@ pub fn server() -> (Server, Connector) {
         Server::from_queue(QueueEnd(queue.clone())),
         Connector { queue },
     )
+}
+
+/// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now on:
+/// so a tool that connects can be tested as a whole. The connecting ends have `faults`.
+///
+/// A later server may have the same name. When the server is gone, connections are refused.
+pub fn server_at(name: &str, faults: Faults) -> Server {
+    server_at_over(name, Wire::tcp(), faults)
+}
+
+/// Like [`server_at`], over another wire.
+pub fn server_at_over(name: &str, wire: Wire, faults: Faults) -> Server {
+    let (server, Connector { queue }) = server();
+    let queue = Rc::downgrade(&queue);
+    let connect = move || {
+        let queue = queue.upgrade().ok_or(io::ErrorKind::ConnectionRefused)?;
+        let (end, peer) = Pipe::pair(wire.clone(), faults.clone());
+        queue.push(peer)?;
+        Ok(Connection::in_memory(end, Rc::default()))
+    };
+    connect::set_in_memory(name, Rc::new(connect));
+    server
 }
 
 /// Connects to the [`server`] that it came with.

@@ -3,6 +3,8 @@
 //! Every smol `Timer` that is set writes to an eventfd. Here a timer is an entry in an ordered map, so that setting
 //! or cancelling one makes no system call; the event loop keeps a single smol timer for the earliest of them.
 
+pub(crate) mod interval;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -15,7 +17,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use futures_lite::{FutureExt, Stream, ready};
+use futures_lite::FutureExt;
 
 /// Waits for `duration`.
 ///
@@ -73,26 +75,6 @@ pub fn timeout<T>(
             Err(TimedOut)
         };
         finished.or(expired).await
-    }
-}
-
-/// A stream of ticks, the first one after `period`.
-///
-/// A tick that nobody took before the next was due is skipped and counted ([`Interval::missed`]): a slow consumer
-/// sees fewer ticks, never a burst, and the ticks stay on the original grid.
-///
-/// # Panics
-///
-/// Outside a running event loop, or if `period` is zero. The stream panics as the future of [`sleep`] does.
-pub fn interval(period: Duration) -> Interval {
-    assert!(
-        !period.is_zero(),
-        "the period of an interval must not be zero"
-    );
-    Interval {
-        sleep: sleep(period),
-        period,
-        missed: 0,
     }
 }
 
@@ -162,6 +144,13 @@ impl Sleep {
         self.timers = running;
     }
 
+    /// Ends this sleep, and has the task that waits for it look anew.
+    pub(crate) fn wake(self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+
     fn cancel(&mut self) {
         if self.waker.take().is_some() {
             let key = (self.deadline, self.id);
@@ -215,50 +204,6 @@ impl fmt::Debug for Sleep {
     }
 }
 
-/// The stream of [`interval`]. Each item is the instant at which its tick was due; the stream never ends.
-#[derive(Debug)]
-#[must_use = "streams do nothing unless they are polled"]
-pub struct Interval {
-    sleep: Sleep,
-    period: Duration,
-    missed: u64,
-}
-
-impl Interval {
-    /// How many ticks were skipped so far, because the one before was taken too late.
-    pub fn missed(&self) -> u64 {
-        self.missed
-    }
-}
-
-impl Stream for Interval {
-    type Item = Instant;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
-        ready!(Pin::new(&mut self.sleep).poll(cx));
-        let due = self.sleep.deadline;
-        let late = self.sleep.timers.now().saturating_duration_since(due);
-        let skipped = late.as_nanos() / self.period.as_nanos();
-        self.missed = self
-            .missed
-            .saturating_add(u64::try_from(skipped).unwrap_or(u64::MAX));
-        let last_due = due + (late - remainder(late, self.period));
-        let next = later(last_due, self.period);
-        self.sleep.reset(next);
-        Poll::Ready(Some(due))
-    }
-}
-
-/// What is left of `dividend` when `divisor` is taken from it as often as possible.
-fn remainder(dividend: Duration, divisor: Duration) -> Duration {
-    const NANOS_PER_SECOND: u128 = 1_000_000_000;
-    let nanos = dividend.as_nanos() % divisor.as_nanos();
-    Duration::new(
-        (nanos / NANOS_PER_SECOND) as u64,
-        (nanos % NANOS_PER_SECOND) as u32,
-    )
-}
-
 /// A deadline that is further away than this never comes: a century. A test clock that jumped there would soon be where
 /// instants end.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -287,6 +232,17 @@ pub(crate) struct Timers {
     /// The timers somebody waits for, earliest first, with whom to wake.
     waiting: RefCell<BTreeMap<(Instant, u64), Waker>>,
     last_id: Cell<u64>,
+    /// How many threads a test clock waits for.
+    holds: Cell<usize>,
+}
+
+/// Keeps a test clock from jumping.
+pub(crate) struct Hold(Rc<Timers>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.set(self.0.holds.get() - 1);
+    }
 }
 
 /// Where a loop's time comes from.
@@ -322,6 +278,7 @@ impl Timers {
             recent: Cell::new(start),
             waiting: RefCell::new(BTreeMap::new()),
             last_id: Cell::new(0),
+            holds: Cell::new(0),
         }
     }
 
@@ -339,6 +296,13 @@ impl Timers {
             Some(timers) => timers,
             None => panic!("tinyloop::{caller} was called outside a running event loop"),
         }
+    }
+
+    /// Keeps the running loop's clock from jumping, if it is a test clock.
+    pub(crate) fn hold_test_clock() -> Option<Hold> {
+        let timers = Timers::current().filter(|timers| timers.is_for_tests())?;
+        timers.holds.set(timers.holds.get() + 1);
+        Some(Hold(timers))
     }
 
     /// Whether their loop runs, and so fires them.
@@ -382,8 +346,11 @@ impl Timers {
         }
     }
 
-    /// The earliest deadline, if it is not [`NEVER`].
+    /// The earliest deadline, if it is not [`NEVER`] and the clock is not held.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        if self.holds.get() > 0 {
+            return None;
+        }
         let waiting = self.waiting.borrow();
         let (&(deadline, _), _) = waiting.first_key_value()?;
         let left = deadline.saturating_duration_since(self.recent());

@@ -4,7 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::load::burst;
-use crate::peers::{TINYLOOP_WITH_BUFFERS, TOKIO_WITHOUT_BUFFERS};
+use crate::peers::{
+    TINYLOOP_FORWARDER, TINYLOOP_HTTP, TINYLOOP_WITH_BUFFERS, TOKIO_FORWARDER, TOKIO_HTTP,
+    TOKIO_WITHOUT_BUFFERS,
+};
 use crate::servers::Server;
 use crate::system_calls::Group;
 
@@ -27,6 +30,14 @@ pub enum Case {
     Memory { own_buffers: bool },
     /// System calls for each small message, with a server that is slower than its clients.
     SystemCalls,
+    /// HTTP/1.1 by hyper: small requests on connections that are kept alive.
+    Http { connections: usize },
+    /// HTTP/2 by hyper: small requests on ten streams of a connection.
+    Http2,
+    /// A stream through a forwarder, to an echo server and back.
+    ForwardedStream,
+    /// Connect, one small round trip, close, through a forwarder.
+    ForwardedConnects { clients: usize },
     /// From the start of the process to the first reply.
     Start,
     /// What a server does that has nothing to do.
@@ -70,6 +81,14 @@ impl Case {
             Self::Probe { flooders: 1 },
             Self::Probe { flooders: 8 },
             Self::Client,
+            Self::Http { connections: 1 },
+            Self::Http { connections: 10 },
+            Self::Http { connections: 100 },
+            Self::Http { connections: 1000 },
+            Self::Http2,
+            Self::ForwardedStream,
+            Self::ForwardedConnects { clients: 1 },
+            Self::ForwardedConnects { clients: 8 },
             Self::Memory { own_buffers: true },
             Self::Memory { own_buffers: false },
             Self::Start,
@@ -105,6 +124,8 @@ impl Case {
             Self::Client => Family::Client,
             Self::Memory { .. } => Family::Memory,
             Self::SystemCalls => Family::SystemCalls,
+            Self::Http { .. } | Self::Http2 => Family::Http,
+            Self::ForwardedStream | Self::ForwardedConnects { .. } => Family::Forwarder,
             Self::Start => Family::Start,
             Self::Idle => Family::Idle,
         }
@@ -122,6 +143,8 @@ impl Case {
                 return [Tinyloop, Tokio, Epoll, Asyncio, Uvloop].contains(&server);
             }
             Self::Client => return server == Tinyloop,
+            Self::Http { .. } | Self::Http2 => return [Tinyloop, Tokio].contains(&server),
+            _ if self.is_forwarded() => return [Tinyloop, Tokio].contains(&server),
             _ => {}
         }
         let one_at_a_time = match self {
@@ -140,6 +163,24 @@ impl Case {
         match (self, server) {
             (Self::Memory { own_buffers: true }, Server::Tinyloop) => Some(TINYLOOP_WITH_BUFFERS),
             (Self::Memory { own_buffers: false }, Server::Tokio) => Some(TOKIO_WITHOUT_BUFFERS),
+            (Self::Http { .. } | Self::Http2, Server::Tinyloop) => Some(TINYLOOP_HTTP),
+            (Self::Http { .. } | Self::Http2, Server::Tokio) => Some(TOKIO_HTTP),
+            (_, Server::Tinyloop) if self.is_forwarded() => Some(TINYLOOP_FORWARDER),
+            (_, Server::Tokio) if self.is_forwarded() => Some(TOKIO_FORWARDER),
+            _ => None,
+        }
+    }
+
+    /// Whether the server is a forwarder, which needs an echo server behind it.
+    pub fn is_forwarded(self) -> bool {
+        matches!(self, Self::ForwardedStream | Self::ForwardedConnects { .. })
+    }
+
+    /// The program that makes this case's load, if the load generator does not.
+    pub fn tool(self) -> Option<&'static str> {
+        match self {
+            Self::Http { .. } => Some("wrk"),
+            Self::Http2 => Some("h2load"),
             _ => None,
         }
     }
@@ -148,7 +189,8 @@ impl Case {
     pub fn turns(self) -> usize {
         match self {
             Self::RoundTrips { .. } | Self::Connects | Self::Streams { .. } => 6,
-            Self::Probe { .. } | Self::Client => 3,
+            Self::ForwardedStream | Self::ForwardedConnects { .. } => 6,
+            Self::Probe { .. } | Self::Client | Self::Http { .. } | Self::Http2 => 3,
             Self::SystemCalls => 2,
             Self::Start => 5,
             Self::Burst | Self::Memory { .. } | Self::Idle => 1,
@@ -199,6 +241,22 @@ impl fmt::Display for Case {
                 )
             }
             Self::SystemCalls => write!(formatter, "64 B, {SATURATING} connections, saturated"),
+            Self::Http { connections } => {
+                write!(
+                    formatter,
+                    "HTTP/1.1, {}",
+                    plural(*connections, "connection")
+                )
+            }
+            Self::Http2 => write!(formatter, "HTTP/2, 10 streams"),
+            Self::ForwardedStream => write!(formatter, "forwarding, 1 stream"),
+            Self::ForwardedConnects { clients } => {
+                write!(
+                    formatter,
+                    "forwarding, connect-echo-close, {}",
+                    plural(*clients, "client")
+                )
+            }
             Self::Start => write!(formatter, "start to first echo"),
             Self::Idle => write!(formatter, "no connections"),
         }
@@ -221,6 +279,8 @@ pub enum Family {
     Client,
     Memory,
     SystemCalls,
+    Http,
+    Forwarder,
     Start,
     Idle,
     /// The size of the binary and of the tree of crates.
@@ -228,7 +288,7 @@ pub enum Family {
 }
 
 impl Family {
-    const NAMED: [(&str, Self); 11] = [
+    const NAMED: [(&str, Self); 13] = [
         ("roundtrip", Self::RoundTrip),
         ("connect", Self::Connect),
         ("streaming", Self::Streaming),
@@ -237,6 +297,8 @@ impl Family {
         ("client", Self::Client),
         ("memory", Self::Memory),
         ("syscalls", Self::SystemCalls),
+        ("http", Self::Http),
+        ("forwarder", Self::Forwarder),
         ("start", Self::Start),
         ("idle", Self::Idle),
         ("size", Self::Size),

@@ -52,7 +52,7 @@ fn main() -> Result<ExitCode> {
     let (first, mut next) = (arguments.next(), || arguments.next().unwrap_or_default());
     // The first two are this binary, started again by itself.
     match first.as_deref() {
-        Some("serve") => peers::serve(&next())?,
+        Some("serve") => peers::serve(&next(), &next())?,
         Some("client") => load::client::talk(&next(), &next())?,
         _ => return compare(&argh::from_env()),
     }
@@ -70,6 +70,12 @@ fn compare(options: &Options) -> Result<ExitCode> {
     if cases.contains(&Case::SystemCalls) && !system_calls::are_countable() {
         fleet.note("left out: system calls: perf is not installed, or needs root here");
         cases.retain(|&case| case != Case::SystemCalls);
+    }
+    for tool in ["wrk", "h2load"] {
+        if cases.iter().any(|case| case.tool() == Some(tool)) && !load::http::is_there(tool) {
+            fleet.note(&format!("left out: HTTP by {tool}, which is not installed"));
+            cases.retain(|case| case.tool() != Some(tool));
+        }
     }
     if cpus.are_the_same() {
         fleet.note("only one CPU: the load generator shares it with the servers");

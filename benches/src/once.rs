@@ -9,13 +9,17 @@ use anyhow::{Result, anyhow, ensure};
 use crate::cases::{Case, IDLE_CONNECTIONS, Metric, SATURATING};
 use crate::load::burst::burst;
 use crate::load::client::{self, Place};
+use crate::load::connects::Connects;
+use crate::load::http;
 use crate::load::priority::{brake, outrank_all_others};
 use crate::load::prober::probe_beside;
 use crate::load::round_trips::RoundTrips;
+use crate::load::streams::Streams;
 use crate::load::{SMALL, echo_once};
 use crate::meter::{Figures, Meter, percentiles};
 use crate::process::{Process, Program};
-use crate::session::Bench;
+use crate::servers::program_of_this_binary;
+use crate::session::{Bench, connects, streams};
 use crate::system_calls::{Counter, Counts, Group};
 
 /// How long a server gets to come to rest.
@@ -24,8 +28,27 @@ const REST: Duration = Duration::from_millis(300);
 /// Starts a server, and measures it.
 pub fn measure(bench: &Bench, case: Case, program: &Program) -> Result<Figures> {
     let launched = Instant::now();
-    let server = Process::start(program, bench.cpus)?;
+    let mut program = program.clone();
+    let upstream = match case.is_forwarded() {
+        true => Some(Process::start_beside(&program_of_this_binary("epoll")?)?),
+        false => None,
+    };
+    program
+        .arguments
+        .extend(upstream.iter().map(|upstream| upstream.address.to_string()));
+    let server = Process::start(&program, bench.cpus)?;
     match case {
+        Case::Http { connections } => http::over_1(&server, connections),
+        Case::Http2 => http::over_2(&server),
+        Case::ForwardedStream => {
+            let mut load = Streams::open(server.address, 1, &bench.pattern)?;
+            streams(&mut load, &server, bench.turn * 3)
+        }
+        Case::ForwardedConnects { clients } => {
+            let (pattern, sources) = (&bench.pattern, &bench.sources);
+            let mut load = Connects::new(server.address, pattern, sources, clients);
+            connects(&mut load, &server, bench.turn * 3)
+        }
         Case::Client => client(&server),
         Case::Probe { flooders } => probe(bench, &server, flooders),
         Case::Burst => connect_at_once(bench, &server),

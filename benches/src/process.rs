@@ -42,6 +42,20 @@ pub struct Process {
 impl Process {
     /// Starts a server and waits until it listens. What it complains of goes to a file.
     pub fn start(program: &Program, cpus: Cpus) -> Result<Self> {
+        Process::spawn(program, |command| {
+            cpus.on_server(|| Guarded::spawn(command))
+        })
+    }
+
+    /// The same on the load generator's CPU, for a server that is not the one that is measured.
+    pub fn start_beside(program: &Program) -> Result<Self> {
+        Process::spawn(program, Guarded::spawn)
+    }
+
+    fn spawn(
+        program: &Program,
+        spawn: impl FnOnce(&mut Command) -> Result<Guarded>,
+    ) -> Result<Self> {
         let complaints =
             env::current_exe()?.with_file_name(format!("{}-complaints.txt", program.name));
         let mut command = Command::new(&program.path);
@@ -52,7 +66,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&complaints)?);
-        let mut guarded = cpus.on_server(|| Guarded::spawn(&mut command))?;
+        let mut guarded = spawn(&mut command)?;
         let mut stdout = guarded.child.stdout.take().context("no standard output")?;
         let address = read_announcement(&mut stdout).map_err(|error| {
             let said = fs::read_to_string(&complaints).unwrap_or_default();

@@ -228,7 +228,7 @@ impl Fleet {
 }
 
 /// The peer of this name.
-fn program_of_this_binary(name: &'static str) -> Result<Program> {
+pub fn program_of_this_binary(name: &'static str) -> Result<Program> {
     Ok(Program {
         name,
         path: env::current_exe()?,

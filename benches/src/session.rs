@@ -13,6 +13,9 @@ use crate::load::{Pattern, SourceAddresses};
 use crate::meter::{Figures, Meter, percentiles};
 use crate::process::{Process, Program};
 
+/// How many connections come and go at once, so that the server has always something to do.
+const OPEN: usize = 16;
+
 /// What all sessions share.
 pub struct Bench {
     pub cpus: Cpus,
@@ -50,7 +53,7 @@ impl<'a> Session<'a> {
                 let load = RoundTrips::open(address, connections, bytes, pattern)?;
                 Load::RoundTrips(load, turn)
             }
-            Case::Connects => Load::Connects(Connects::new(address, pattern, &bench.sources)),
+            Case::Connects => Load::Connects(Connects::new(address, pattern, &bench.sources, OPEN)),
             Case::Streams { connections } => {
                 Load::Streams(Streams::open(address, connections, pattern)?)
             }
@@ -95,7 +98,7 @@ fn round_trips(load: &mut RoundTrips<'_>, server: &Process, turn: Duration) -> R
     Ok(figures)
 }
 
-fn connects(load: &mut Connects<'_>, server: &Process, turn: Duration) -> Result<Figures> {
+pub fn connects(load: &mut Connects<'_>, server: &Process, turn: Duration) -> Result<Figures> {
     load.run_for(warm_up(turn))?;
     let meter = Meter::start(server)?;
     let connections = load.run_for(turn)? as f64;
@@ -108,7 +111,7 @@ fn connects(load: &mut Connects<'_>, server: &Process, turn: Duration) -> Result
     ))
 }
 
-fn streams(load: &mut Streams<'_>, server: &Process, turn: Duration) -> Result<Figures> {
+pub fn streams(load: &mut Streams<'_>, server: &Process, turn: Duration) -> Result<Figures> {
     load.run_for(warm_up(turn))?;
     let meter = Meter::start(server)?;
     let megabytes = load.run_for(turn)? as f64 / 1e6;

@@ -2,13 +2,20 @@
 
 use std::env;
 use std::io;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use tinyloop::{Connection, Server, signal};
 
-fn main() -> io::Result<()> {
-    tinyloop::run(serve())
+fn main() -> ExitCode {
+    match tinyloop::run(serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 async fn serve() -> io::Result<()> {

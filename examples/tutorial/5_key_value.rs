@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::process::ExitCode;
 use std::time::Duration;
 use std::{env, io};
 
@@ -15,20 +16,28 @@ const KEYS_MAX: usize = 10_000;
 
 type Store = HashMap<String, String>;
 
-fn main() -> io::Result<()> {
+fn main() -> ExitCode {
+    match tinyloop::run(serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> io::Result<()> {
     let addr = env::args().nth(1);
     let store = RefCell::new(Store::new());
-    tinyloop::run(async {
-        Server::bind(addr.as_deref().unwrap_or("127.0.0.1:25000"))
-            .await?
-            .max_connections(1000)
-            .stall_timeout(Duration::from_secs(60))
-            .shutdown_on(signal::shutdown()?)
-            .observe(|event| println!("{event}"))
-            .serve(async move |connection| talk(connection, &store).await)
-            .await?;
-        Ok(())
-    })
+    Server::bind(addr.as_deref().unwrap_or("127.0.0.1:25000"))
+        .await?
+        .max_connections(1000)
+        .stall_timeout(Duration::from_secs(60))
+        .shutdown_on(signal::shutdown()?)
+        .observe(|event| println!("{event}"))
+        .serve(async move |connection| talk(connection, &store).await)
+        .await?;
+    Ok(())
 }
 
 /// Answers line by line, until the peer has closed. A line that is too long or no text ends the connection.

@@ -10,18 +10,19 @@ use libfuzzer_sys::fuzz_target;
 #[allow(dead_code)] // The other options are for the program.
 mod args;
 
-use args::{Early, ListenAddr, Options};
+use args::{Early, Options, listen_addr};
+use tinyloop::Endpoint;
 
 fuzz_target!(|text: &str| {
-    let addr: Result<ListenAddr, String> = text.parse();
+    let addr = listen_addr(text);
     if let Ok(addr) = &addr {
-        assert_eq!(print(addr).parse().as_ref(), Ok(addr));
+        assert_eq!(listen_addr(&print(addr)).as_ref(), Ok(addr));
     }
     // A port is digits, and what they say: no sign, no space, nothing above 65535.
     if let Some(digits) = text.strip_prefix(':') {
-        assert_eq!(addr.clone().ok(), value(digits).map(ListenAddr::All));
+        assert_eq!(addr.clone().ok(), value(digits).map(Endpoint::All));
     } else if !text.contains(':') {
-        assert_eq!(addr.clone().ok(), value(text).map(ListenAddr::Loopback));
+        assert_eq!(addr.clone().ok(), value(text).map(Endpoint::Loopback));
     }
 
     let command_lines = [vec!["--listen", text], vec!["-l", text]];
@@ -37,8 +38,8 @@ fuzz_target!(|text: &str| {
 
     // The monitor listens on one TCP address, which is written in the same way.
     let expected = match addr {
-        Ok(ListenAddr::Loopback(port)) => Some(([127, 0, 0, 1], port).into()),
-        Ok(ListenAddr::Ip(addr)) => Some(addr),
+        Ok(Endpoint::Loopback(port)) => Some(([127, 0, 0, 1], port).into()),
+        Ok(Endpoint::Ip(addrs)) => Some(addrs[0]),
         _ => None,
     };
     let options = options(&["--monitor", text]);
@@ -50,12 +51,13 @@ fn options(args: &[&str]) -> Result<Options, Early> {
 }
 
 /// The address in one of its forms.
-fn print(addr: &ListenAddr) -> String {
+fn print(addr: &Endpoint) -> String {
     match addr {
-        ListenAddr::Loopback(port) => port.to_string(),
-        ListenAddr::All(port) => format!(":{port}"),
-        ListenAddr::Ip(addr) => addr.to_string(),
-        ListenAddr::Unix(path) => format!("unix:{}", path.display()),
+        Endpoint::Loopback(port) => port.to_string(),
+        Endpoint::All(port) => format!(":{port}"),
+        Endpoint::Ip(addrs) => addrs[0].to_string(),
+        Endpoint::Unix(path) => format!("unix:{}", path.display()),
+        _ => unreachable!("the program takes no other"),
     }
 }
 

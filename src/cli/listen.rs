@@ -1,66 +1,31 @@
 //! From addresses on the command line to listeners, and what to advise when there are none to be had.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 
-use tinyloop::Listener;
 use tinyloop::monitor::{self, Monitor};
-
-use super::args::ListenAddr;
-
-/// How often to look for a port that is free in both families, when the system may choose.
-const PORT_TRIES: usize = 16;
+use tinyloop::{Endpoint, Listener};
 
 /// The longest path of a Unix socket, in bytes.
 const PATH_MAX: usize = 107;
 
-/// Listens on all of `addrs`, in their order.
-pub(crate) fn listen(addrs: &[ListenAddr]) -> io::Result<Vec<Listener>> {
+/// Listens on all of `endpoints`, in their order.
+pub(crate) fn listen(endpoints: &[Endpoint]) -> io::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
-    for addr in addrs {
-        let bound = match addr {
-            ListenAddr::Loopback(port) => both(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST, *port),
-            ListenAddr::All(port) => both(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED, *port),
-            ListenAddr::Ip(addr) => Listener::bind(*addr).map(|listener| vec![listener]),
-            ListenAddr::Unix(path) => Listener::bind_unix(path).map(|listener| vec![listener]),
-        };
+    for endpoint in endpoints {
+        let bound = Listener::bind_endpoint(endpoint);
         listeners.extend(bound.map_err(|error| {
-            let advice = match addr {
-                ListenAddr::Unix(path) => advice_on_path(path, error.kind()),
-                ListenAddr::Ip(addr) => advice(*addr, "--listen", error.kind()),
-                ListenAddr::Loopback(port) | ListenAddr::All(port) => advice(
-                    (Ipv4Addr::LOCALHOST, *port).into(),
-                    "--listen",
-                    error.kind(),
-                ),
+            let advice = match endpoint {
+                Endpoint::Unix(path) => advice_on_path(path, error.kind()),
+                Endpoint::Ip(addrs) => advice(addrs[0], "--listen", error.kind()),
+                // Of the addresses that a port alone means, any.
+                _ => advice(([127, 0, 0, 1], 0).into(), "--listen", error.kind()),
             };
             with_advice(error, advice)
         })?);
     }
     Ok(listeners)
-}
-
-/// Listens with IPv4 and, where the machine has it, IPv6, on the same port.
-fn both(v4: Ipv4Addr, v6: Ipv6Addr, port: u16) -> io::Result<Vec<Listener>> {
-    let mut tries = if port == 0 { PORT_TRIES } else { 1 };
-    loop {
-        tries -= 1;
-        let first = Listener::bind(SocketAddr::new(IpAddr::V4(v4), port))?;
-        let Some(chosen) = first.local_addr()?.tcp() else {
-            return Ok(vec![first]);
-        };
-        match Listener::bind(SocketAddr::new(IpAddr::V6(v6), chosen.port())) {
-            Ok(second) => return Ok(vec![first, second]),
-            Err(_) if !has_ipv6() => return Ok(vec![first]),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn has_ipv6() -> bool {
-    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 /// Starts the monitor on `addr`.

@@ -150,6 +150,12 @@ impl Timers {
         Poll::Ready(())
     }
 
+    /// Has those look anew who wait: the timeouts have changed.
+    pub(super) fn wake(self) {
+        let timers = [self.silence, self.watch, self.stall];
+        timers.into_iter().flatten().for_each(Sleep::wake);
+    }
+
     /// The peer has taken something.
     pub(super) fn end_stall(&mut self) {
         if self.stalled_since.take().is_some() {

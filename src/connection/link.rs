@@ -14,7 +14,7 @@ use crate::report::Traffic;
 
 use super::activity::{Activity, Silence};
 use super::direction::{Direction, Next};
-use super::rare::Rarely;
+use super::rare::{OwnTimeouts, Rarely};
 use super::stream::Stream;
 use super::terms::{Closing, Quiet, Terms, WaitingKey};
 
@@ -269,9 +269,18 @@ impl Link {
         )
     }
 
+    pub(super) fn set_own_timeouts(&self, set: impl FnOnce(&mut OwnTimeouts)) {
+        self.activity.happened();
+        self.rare.set_own(set);
+    }
+
+    pub(crate) fn stall_timeout(&self) -> Option<Duration> {
+        self.rare.stall_timeout(&self.terms)
+    }
+
     fn broken(&self, error: io::Error) -> io::Error {
         // The kernel's own timeout on a peer that does not read (TCP_USER_TIMEOUT).
-        if error.kind() == io::ErrorKind::TimedOut && self.terms.stall_timeout.is_some() {
+        if error.kind() == io::ErrorKind::TimedOut && self.stall_timeout().is_some() {
             return self.stalled();
         }
         self.state.set(State::Broken);
@@ -306,16 +315,17 @@ impl Link {
             // Read on by the server, which has a patience of its own.
             return Poll::Pending;
         }
+        let idle_timeout = self.rare.idle_timeout(&self.terms);
         if let Some(quiet) = self.quiet.get().map(Quiet::duration) {
             let mut key = self.drain_key.get();
             let closing = self.terms.poll_closing(&mut key, cx);
             self.drain_key.set(key);
-            let is_shorter = self.terms.idle_timeout.is_none_or(|idle| quiet <= idle);
+            let is_shorter = idle_timeout.is_none_or(|idle| quiet <= idle);
             if closing.is_ready() && is_shorter {
                 return self.poll_silence(quiet, cx).map(|()| Over::Quiet);
             }
         }
-        match self.terms.idle_timeout {
+        match idle_timeout {
             Some(timeout) => self.poll_silence(timeout, cx).map(|()| Over::Idle),
             None => Poll::Pending,
         }
@@ -348,7 +358,7 @@ impl Link {
     /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
     /// will not hear of the timeout. For the server, which ends the handler then.
     pub(crate) fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.terms.idle_timeout {
+        match self.rare.idle_timeout(&self.terms) {
             // Of a stream that was given away we see no activity.
             Some(limit) if self.state.get() != State::Given => {
                 let silence = self.silence(limit);
@@ -361,7 +371,7 @@ impl Link {
 
     /// Ready when a write has waited for the stall timeout.
     fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.terms.stall_timeout {
+        match self.stall_timeout() {
             Some(timeout) => self.rare.with(|rare| rare.timers.poll_stall(timeout, cx)),
             None => Poll::Pending,
         }
@@ -429,10 +439,13 @@ impl Link {
 
     /// Resets the connection: the peer's next read fails when it has read what arrived, and ours fails at once.
     pub(crate) fn reset(&self) {
-        if self.state.get() != State::Given {
-            self.state.set(State::Broken);
-            self.stream.reset();
+        match self.state.get() {
+            State::Given => return,
+            // What has ended it stays known.
+            State::Idle | State::Stalled => {}
+            _ => self.state.set(State::Broken),
         }
+        self.stream.reset();
     }
 }
 

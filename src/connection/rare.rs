@@ -1,11 +1,14 @@
 //! What few connections need, and so is no part of every one.
 
 use std::cell::Cell;
+use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use super::activity::Timers;
 use super::direction::Waiters;
+use super::terms::Terms;
 
 /// What few connections need.
 #[derive(Default)]
@@ -15,6 +18,15 @@ pub(super) struct Rare {
     pub(super) owner: Option<Waker>,
     pub(super) readers: Option<Arc<Waiters>>,
     pub(super) writers: Option<Arc<Waiters>>,
+    /// In place of the server's. Boxed, since connections that wait have what else is here.
+    own: Option<Box<OwnTimeouts>>,
+}
+
+/// Timeouts of the connection's own: how long, or that there is none.
+#[derive(Default)]
+pub(super) struct OwnTimeouts {
+    pub(super) idle: Option<Option<Duration>>,
+    pub(super) stall: Option<Option<Duration>>,
 }
 
 /// The same, made when it is needed first.
@@ -36,6 +48,27 @@ impl Rarely {
         let result = body(&mut rare);
         self.0.set(Some(rare));
         Some(result)
+    }
+
+    /// Sets timeouts of the connection's own. Those who wait with a timer look anew.
+    pub(super) fn set_own(&self, set: impl FnOnce(&mut OwnTimeouts)) {
+        let timers = self.with(|rare| {
+            set(rare.own.get_or_insert_default());
+            mem::take(&mut rare.timers)
+        });
+        timers.wake();
+    }
+
+    fn own<T>(&self, get: impl FnOnce(&OwnTimeouts) -> Option<T>) -> Option<T> {
+        self.if_there(|rare| get(rare.own.as_deref()?)).flatten()
+    }
+
+    pub(super) fn idle_timeout(&self, terms: &Terms) -> Option<Duration> {
+        self.own(|own| own.idle).unwrap_or(terms.idle_timeout)
+    }
+
+    pub(super) fn stall_timeout(&self, terms: &Terms) -> Option<Duration> {
+        self.own(|own| own.stall).unwrap_or(terms.stall_timeout)
     }
 
     /// The waker that the tasks share which wait for a direction, from the second of them on.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,6 +12,8 @@ use futures_lite::ready;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags, sockopt};
 use smol::Async;
+
+use crate::address::Address;
 
 #[cfg(feature = "testing")]
 use super::pipe::Pipe;
@@ -34,7 +36,7 @@ fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?)
 }
 
-fn is_writable(socket: &impl AsFd) -> bool {
+pub(super) fn is_writable(socket: &impl AsFd) -> bool {
     !output_state(socket).is_empty()
 }
 
@@ -116,6 +118,38 @@ impl Stream {
             Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Write),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.shutdown_write(),
+        }
+    }
+
+    /// See [`set_user_timeout`]. None for the system's own.
+    pub(super) fn set_user_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match (self, timeout) {
+            (Stream::Tcp(stream), Some(timeout)) => set_user_timeout(stream, timeout),
+            (Stream::Tcp(stream), None) => Ok(sockopt::set_tcp_user_timeout(stream, 0)?),
+            #[cfg(feature = "testing")]
+            (Stream::Pipe(pipe), timeout) => {
+                pipe.set_options(None, timeout.map(user_timeout));
+                Ok(())
+            }
+            (Stream::Unix(_), _) => Ok(()),
+        }
+    }
+
+    pub(super) fn local_addr(&self) -> io::Result<Address> {
+        match self {
+            Stream::Tcp(stream) => stream.get_ref().local_addr().map(Address::Tcp),
+            Stream::Unix(stream) => stream.get_ref().local_addr().map(Address::from),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(_) => Ok(Address::Unknown),
+        }
+    }
+
+    pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Stream::Tcp(stream) => Some(stream.as_fd()),
+            Stream::Unix(stream) => Some(stream.as_fd()),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(_) => None,
         }
     }
 

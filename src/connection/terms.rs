@@ -58,10 +58,6 @@ impl Terms {
         }
     }
 
-    pub(crate) fn stall_timeout(&self) -> Option<Duration> {
-        self.stall_timeout
-    }
-
     /// Reads the clock: what is noted by it is never earlier than what it stands for.
     pub(super) fn nanos_now(&self) -> u64 {
         time::now_or_system()

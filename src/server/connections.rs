@@ -84,7 +84,7 @@ impl<H: Handler> Connections<H> {
             link,
         };
         // Whatever lives across an await makes every idle connection larger.
-        self.tasks.spawn_now(label, async move {
+        self.tasks.start(label, async move {
             let outcome = Attended {
                 handler: served.call_handler(),
                 served: &served,

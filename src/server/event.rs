@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -10,8 +10,7 @@ use rustix::io::Errno;
 use crate::address::Address;
 use crate::connection::Connection;
 use crate::io_error::in_plain_words;
-use crate::report::{Report, Traffic};
-use crate::task_table::lock;
+use crate::report::{LiveReport, Report, Traffic};
 
 /// Something that happened in a server, as it happens, for [`Server::observe`](super::Server::observe).
 ///
@@ -198,25 +197,16 @@ pub(super) type Observer = Box<dyn FnMut(&Event<'_>)>;
 /// What a server tells: its events, and the sum of them.
 pub(super) struct Record {
     observer: Option<Observer>,
-    /// Shared with the monitor's thread.
-    report: Arc<Mutex<Report>>,
+    report: LiveReport,
 }
 
 impl Record {
-    pub(super) fn new(observer: Option<Observer>) -> Record {
-        Record {
-            observer,
-            report: Arc::default(),
-        }
-    }
-
-    /// The counters, to be shown elsewhere.
-    pub(super) fn shared(&self) -> &Arc<Mutex<Report>> {
-        &self.report
+    pub(super) fn new(observer: Option<Observer>, report: LiveReport) -> Record {
+        Record { observer, report }
     }
 
     pub(super) fn report(&self) -> MutexGuard<'_, Report> {
-        lock(&self.report)
+        self.report.lock()
     }
 
     pub(super) fn tell(&mut self, event: &Event<'_>) {

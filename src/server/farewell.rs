@@ -161,7 +161,7 @@ pub(super) async fn give_time(link: &Link, stay: &Stay) {
 }
 
 fn patience(link: &Link) -> Duration {
-    link.terms().stall_timeout().unwrap_or(PATIENCE)
+    link.stall_timeout().unwrap_or(PATIENCE)
 }
 
 /// Input that is read and dropped.

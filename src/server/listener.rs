@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, getrlimit};
 
 use crate::address::Address;
 use crate::connection::set_user_timeout;
+use crate::endpoint::Endpoint;
 use crate::io_error;
 
 /// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
@@ -25,6 +27,9 @@ const BACKLOG: i32 = 4096;
 /// How long to wait for somebody who binds a Unix socket in the same folder, and how often to look.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
+
+/// How often to look for a port that is free in both families, when the system may choose.
+const PORT_TRIES: usize = 16;
 
 /// A socket that listens, on TCP or on a Unix path, and is not served yet.
 ///
@@ -99,6 +104,26 @@ impl Listener {
         listen().map_err(|error| cannot_listen(&Address::Unix(Some(path.to_owned())), &error))
     }
 
+    /// Listens on all that `endpoint` means. A name is looked up on this thread, which waits for it.
+    ///
+    /// # Errors
+    ///
+    /// `cannot listen on ADDRESS: …`, with the system's kind, such as `AddrInUse`.
+    pub fn bind_endpoint(endpoint: &Endpoint) -> io::Result<Vec<Listener>> {
+        match endpoint {
+            Endpoint::Loopback(port) => both((Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), *port),
+            Endpoint::All(port) => both((Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), *port),
+            Endpoint::Ip(addrs) => addrs.iter().copied().map(Listener::bind).collect(),
+            Endpoint::Name(name, port) => {
+                let addrs = (name.as_str(), *port).to_socket_addrs();
+                let unknown =
+                    |error| io_error::explain(format_args!("cannot listen on {endpoint}"), &error);
+                addrs.map_err(unknown)?.map(Listener::bind).collect()
+            }
+            Endpoint::Unix(path) => Listener::bind_unix(path).map(|listener| vec![listener]),
+        }
+    }
+
     /// The address that this listens on.
     ///
     /// # Errors
@@ -137,6 +162,28 @@ impl From<UnixListener> for Listener {
             file: None,
         }
     }
+}
+
+/// Listens with IPv4 and, where the machine has it, IPv6, on the same port.
+fn both((v4, v6): (Ipv4Addr, Ipv6Addr), port: u16) -> io::Result<Vec<Listener>> {
+    let mut tries = if port == 0 { PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        let first = Listener::bind((v4, port).into())?;
+        let Some(chosen) = first.local_addr()?.tcp() else {
+            return Ok(vec![first]);
+        };
+        match Listener::bind((v6, chosen.port()).into()) {
+            Ok(second) => return Ok(vec![first, second]),
+            Err(_) if !has_ipv6() => return Ok(vec![first]),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 fn cannot_listen(addr: &Address, error: &io::Error) -> io::Error {
@@ -209,6 +256,18 @@ impl Drop for SocketFile {
 
 fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// How many descriptors are for anything but connections.
+const OTHER_DESCRIPTORS: u64 = 32;
+
+/// How many connections a server may have, as far as it was not told. In memory there is no limit.
+pub(super) fn max_connections(listeners: &[Listener]) -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    match listeners {
+        [] => usize::MAX,
+        _ => descriptors.saturating_sub(OTHER_DESCRIPTORS).max(1) as usize,
+    }
 }
 
 /// What a listener's TCP connections inherit.

@@ -1,6 +1,8 @@
 //! The integration tests: the public API and the program, with real sockets, signals and processes.
 
 mod binary;
+mod connect;
+mod copy;
 mod echo;
 mod ends;
 mod event_loop;
@@ -8,6 +10,7 @@ mod examples;
 mod far_ends;
 mod faults;
 mod faulty_pipe;
+mod http;
 mod models;
 mod monitor;
 mod packaging_texts;
@@ -26,4 +29,5 @@ mod tidy;
 mod time;
 mod tutorial;
 mod unix_socket;
+mod works_with;
 mod worlds;

@@ -95,7 +95,8 @@ fn without_a_thread_to_look_it_up_a_server_does_not_bind_a_name_and_says_so() {
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         assert_eq!(
             error.to_string(),
-            "cannot start a thread to look up the address: resource temporarily unavailable"
+            "cannot listen on localhost:0: cannot start a thread to look up the address: \
+             resource temporarily unavailable"
         );
     });
 }
@@ -104,10 +105,14 @@ fn without_a_thread_to_look_it_up_a_server_does_not_bind_a_name_and_says_so() {
 fn the_test_clock_runs_on_while_a_thread_is_waited_for() {
     run_on_test_clock(async || {
         let (to_worker, from_loop) = mpsc::channel();
-        let work = spawn(unblock(move || next(&from_loop)));
+        let (to_loop, from_worker) = channel::bounded(1);
+        // A thread of one's own, of which the loop does not know.
+        let worker = thread::spawn(move || to_loop.send_blocking(next::<u32>(&from_loop)));
+        let work = spawn(async move { from_worker.recv().await });
         sleep(HOUR).await;
         to_worker.send(7).unwrap();
-        assert_eq!(work.await, 7);
+        assert_eq!(work.await, Ok(7));
+        worker.join().unwrap().unwrap();
     });
 }
 

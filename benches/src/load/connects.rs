@@ -10,9 +10,6 @@ use anyhow::Result;
 use super::socket::{connect_from, receive_small, send_small};
 use super::{Pattern, SourceAddresses};
 
-/// How many connections are open at once, so that the server has always something to do.
-const OPEN: usize = 16;
-
 pub struct Connects<'a> {
     server: SocketAddrV4,
     pattern: &'a Pattern,
@@ -20,16 +17,24 @@ pub struct Connects<'a> {
     /// The connections that await a reply, the oldest first, with where in the pattern the
     /// message began.
     open: VecDeque<(OwnedFd, u64)>,
+    /// How many are open at once.
+    most: usize,
     count: u64,
 }
 
 impl<'a> Connects<'a> {
-    pub fn new(server: SocketAddrV4, pattern: &'a Pattern, sources: &'a SourceAddresses) -> Self {
+    pub fn new(
+        server: SocketAddrV4,
+        pattern: &'a Pattern,
+        sources: &'a SourceAddresses,
+        most: usize,
+    ) -> Self {
         Self {
             server,
             pattern,
             sources,
             open: VecDeque::new(),
+            most,
             count: 0,
         }
     }
@@ -42,7 +47,7 @@ impl<'a> Connects<'a> {
         let end = Instant::now() + duration;
         let before = self.count;
         while Instant::now() < end {
-            while self.open.len() < OPEN {
+            while self.open.len() < self.most {
                 let socket = connect_from(self.sources, self.server)?;
                 let position = (self.count + self.open.len() as u64) * 7919;
                 send_small(&socket, self.pattern, position)?;

@@ -4,6 +4,7 @@
 pub mod burst;
 pub mod client;
 pub mod connects;
+pub mod http;
 pub mod priority;
 pub mod prober;
 pub mod round_trips;

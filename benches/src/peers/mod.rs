@@ -6,6 +6,8 @@
 //! of at most [`CHUNK`] bytes with [`PREFIX`] and the chunk.
 
 mod current_thread_tokio;
+mod forwarders;
+mod http;
 mod naive_smol;
 mod own_buffer;
 mod raw_epoll;
@@ -27,14 +29,26 @@ pub const TINYLOOP_WITH_BUFFERS: &str = "tinyloop-with-buffers";
 /// tokio with one buffer for all connections.
 pub const TOKIO_WITHOUT_BUFFERS: &str = "tokio-without-buffers";
 
-/// Runs the named server in this process until it is killed.
-pub fn serve(name: &str) -> anyhow::Result<()> {
+/// hyper on tinyloop, and on tokio's current-thread runtime.
+pub const TINYLOOP_HTTP: &str = "tinyloop-http";
+pub const TOKIO_HTTP: &str = "tokio-http";
+
+/// The forwarder of tinyloop's examples, and the same program on tokio.
+pub const TINYLOOP_FORWARDER: &str = "tinyloop-forwarder";
+pub const TOKIO_FORWARDER: &str = "tokio-forwarder";
+
+/// Runs the named server in this process until it is killed. A forwarder goes on to `upstream`.
+pub fn serve(name: &str, upstream: &str) -> anyhow::Result<()> {
     match name {
         "tokio" => current_thread_tokio::serve(),
         "epoll" => raw_epoll::serve(),
         "smol" => naive_smol::serve(),
         TINYLOOP_WITH_BUFFERS => own_buffer::serve(),
         TOKIO_WITHOUT_BUFFERS => current_thread_tokio::serve_from_one_buffer(),
+        TINYLOOP_HTTP => http::serve_on_tinyloop(),
+        TOKIO_HTTP => http::serve_on_tokio(),
+        TINYLOOP_FORWARDER => forwarders::serve_on_tinyloop(upstream.parse()?),
+        TOKIO_FORWARDER => forwarders::serve_on_tokio(upstream.parse()?),
         _ => anyhow::bail!("there is no server named `{name}` in this binary"),
     }
 }

@@ -108,6 +108,21 @@ fn goals() -> Vec<Goal> {
         add(case, tail, With(Tokio), AtMost(most));
     }
 
+    let (rate, cpu) = (Metric::MessagesPerSecond, Metric::CpuPerMessage);
+    let http = [1, 10, 100, 1000].map(|connections| Case::Http { connections });
+    for case in http.into_iter().chain([Case::Http2]) {
+        add(case, rate, With(Tokio), AtLeast(1.0));
+        add(case, cpu, With(Tokio), AtMost(1.03));
+    }
+    let (bytes, cpu) = (Metric::BytesPerSecond, Metric::CpuPerMegabyte);
+    add(Case::ForwardedStream, bytes, With(Tokio), AtLeast(1.0));
+    add(Case::ForwardedStream, cpu, With(Tokio), AtMost(1.0));
+    for clients in [1, 8] {
+        let case = Case::ForwardedConnects { clients };
+        add(case, connects, With(Tokio), AtLeast(1.0));
+        add(case, Metric::CpuPerConnection, With(Tokio), AtMost(1.0));
+    }
+
     add(Case::Client, Metric::MainToTask, Alone, Within(0.9, 1.1));
     let without_buffers = Case::Memory { own_buffers: false };
     let bytes = Metric::BytesPerConnection;

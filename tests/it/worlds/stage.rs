@@ -402,8 +402,9 @@ impl<F: Future> Future for Counted<F> {
             let tasks = TASKS.get();
             WAITS.with_borrow_mut(|waits| {
                 let slot = &mut waits[(tasks.ilog2() as usize).min(11)];
-                if now - woken > slot.1 {
-                    *slot = (tasks, now - woken);
+                let waited = now.saturating_sub(woken);
+                if waited > slot.1 {
+                    *slot = (tasks, waited);
                 }
             });
         }

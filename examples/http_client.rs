@@ -1,0 +1,62 @@
+//! An HTTP client: hyper's, on this crate's loop and connections.
+//!
+//! ```console
+//! $ cargo run --example http_client -- http://127.0.0.1:25000/ticks
+//! ```
+//!
+//! It prints the body as it comes. The exit code is 0 after a status below 400, and else 1.
+
+use std::env;
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::header::HOST;
+use hyper::{Request, Uri};
+use smol_hyper::rt::FuturesIo;
+use tinyloop::{Connection, timeout};
+
+/// How long the server may take to accept the connection, and to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let Some(url) = env::args().nth(1) else {
+        eprintln!("usage: http_client http://HOST[:PORT]/PATH");
+        return ExitCode::from(2);
+    };
+    match tinyloop::run(get(&url)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("http_client: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what is at `url`. Returns whether it could be had.
+async fn get(url: &str) -> Result<bool, Box<dyn Error>> {
+    let url: Uri = url.parse()?;
+    let host = url.host().ok_or("the URL has no host")?;
+    let to = (host, url.port_u16().unwrap_or(80));
+    let connection = Connection::connect_timeout(to, PATIENCE).await?;
+    let (mut http, traffic) =
+        hyper::client::conn::http1::handshake(FuturesIo::new(connection)).await?;
+    // What moves the bytes. It ends with the connection.
+    let _traffic = tinyloop::spawn(traffic);
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    let request = Request::get(path)
+        .header(HOST, host)
+        .body(Empty::<Bytes>::new())?;
+    let mut response = timeout(PATIENCE, http.send_request(request)).await??;
+    while let Some(frame) = response.frame().await {
+        if let Some(data) = frame?.data_ref() {
+            io::stdout().write_all(data)?;
+            io::stdout().flush()?;
+        }
+    }
+    Ok(response.status().as_u16() < 400)
+}
