@@ -13,6 +13,7 @@ mod link;
 #[cfg(feature = "testing")]
 pub(crate) mod pipe;
 mod rare;
+mod state;
 mod stream;
 mod terms;
 #[cfg(feature = "testing")]
@@ -31,7 +32,8 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
 
-pub(crate) use link::{Link, State};
+pub(crate) use link::Link;
+pub(crate) use state::State;
 use stream::Stream;
 pub(crate) use stream::set_user_timeout;
 #[cfg(feature = "testing")]

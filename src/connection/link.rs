@@ -15,6 +15,7 @@ use crate::report::Traffic;
 use super::activity::{Activity, Silence};
 use super::direction::{Direction, Next};
 use super::rare::{OwnTimeouts, Rarely};
+use super::state::State;
 use super::stream::Stream;
 use super::terms::{Closing, Quiet, Terms, WaitingKey};
 
@@ -48,24 +49,6 @@ pub(crate) struct Link {
     drain_key: Cell<Option<WaitingKey>>,
     rare: Rarely,
     terms: Rc<Terms>,
-}
-
-/// How far a connection has come to its end.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum State {
-    Open,
-    /// The peer has closed its half.
-    InputEnded,
-    /// The drain has ended its input. The peer may still send.
-    Drained,
-    /// A system call failed: nothing more can be sent.
-    Broken,
-    /// The idle timeout is over, and nothing came in since.
-    Idle,
-    /// The peer did not read for the stall timeout.
-    Stalled,
-    /// Its stream was given to somebody else.
-    Given,
 }
 
 /// Why a read that waits has waited long enough.

@@ -122,6 +122,7 @@ const ORDER: &[&str] = &[
     "connection/wire.rs",
     "connection/ends.rs",
     "connection/pipe.rs",
+    "connection/state.rs",
     "connection/stream.rs",
     "connection/terms.rs",
     "connection/direction.rs",

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use futures_lite::future::yield_now;
 use futures_lite::{FutureExt, StreamExt};
 use smol::channel;
-use std::cell::RefCell;
 use tinyloop::testing::{self, Connector};
 use tinyloop::{
     Address, CloseReason, Event, EventLoop, Listener, OnPanic, Server, Task, TaskGroup, WhenFull,
@@ -85,11 +84,9 @@ async fn end(stage: &Rc<Stage>, serving: Task<()>) {
     match end {
         End::ShutDown => serving.await,
         End::SecondSignal(later) => {
-            let serving = Rc::new(RefCell::new(Some(serving)));
-            let ended = async { serving.borrow_mut().as_mut().unwrap().await };
-            if timeout(millis(at + later), ended).await.is_err() {
+            let mut serving = serving;
+            if timeout(millis(at + later), &mut serving).await.is_err() {
                 stage.tell(None, What::DropsServe);
-                let serving = serving.take().unwrap();
                 serving.cancel().await;
             }
         }
