@@ -52,3 +52,11 @@ deb:
 # Run everything that decides whether a change lands.
 ci:
     bash .ci/run
+
+# Play random worlds against the promises until it is stopped, and show the rate.
+worlds:
+    cargo test --release --locked --test it -- worlds_without_end --ignored --nocapture
+
+# Play the world of a seed, and show its trace.
+world seed:
+    TINYLOOP_WORLD={{seed}} cargo test --release --locked --test it -- a_world_is_told --ignored --nocapture
