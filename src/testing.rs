@@ -1,6 +1,8 @@
 //! For tests of handlers and servers, without ports and without waiting: in-memory connections that fail as real ones
 //! do, drawn from a seed. With the feature `testing`.
 //!
+//! They behave as Linux's sockets: a [`Wire`] says of which kind, with buffers of which sizes, how far apart and how fast.
+//!
 //! Together with [`EventLoop::with_test_clock`](crate::EventLoop::with_test_clock), a test of an hour's timeout takes
 //! no time:
 //!

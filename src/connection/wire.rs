@@ -13,12 +13,13 @@ const FIRST_SEGMENT: usize = 536;
 /// What an in-memory connection goes over: the kind of its sockets, the sizes of their buffers, and how fast bytes get
 /// from one to the other. Both directions are alike, unless [`back`](Wire::back) says how the other is.
 ///
-/// The model is one of Linux's sockets. A test that runs the same random scripts on both holds it to that. These are
-/// left out on purpose:
+/// The model is one of Linux's sockets, and a test runs the same random scripts of system calls on both. These
+/// differences are on purpose:
 ///
 /// | on Linux | here |
 /// |---|---|
 /// | A buffer counts what the kernel allocates: a byte that is sent alone may take 2 KiB. It takes one write more than it has room for. | A buffer counts bytes, and takes as many as it has room for. |
+/// | A receive buffer that is full is packed, and has room for a little more. | It is full. |
 /// | Buffers of a socket grow with its traffic. | They have the sizes that the wire says, or [`Server::socket_buffers`](crate::Server::socket_buffers). |
 /// | A segment that does not fit into a small window waits for a timer of 200 ms or more. | What fits is sent at once. |
 /// | `TCP_USER_TIMEOUT` is over at the first probe after its time, up to a third later. | It is over on time. |

@@ -69,6 +69,19 @@ fn what_is_sent_arrives_after_its_latency() {
 }
 
 #[test]
+fn a_reader_that_waits_already_is_woken_when_bytes_arrive() {
+    run_on_test_clock(async || {
+        let (mut connection, mut peer) = pair(Wire::tcp().latency(SECOND));
+        let start = now();
+        let reading = spawn(async move { peer.read(&mut [0]).await });
+        sleep(SECOND).await;
+        connection.write_all(b"!").await.unwrap();
+        assert_eq!(tinyloop::timeout(HOUR, reading).await.unwrap().unwrap(), 1);
+        assert_eq!(now() - start, 2 * SECOND);
+    });
+}
+
+#[test]
 fn each_direction_may_have_a_wire_of_its_own() {
     run_on_test_clock(async || {
         let back = Wire::tcp().latency(3 * SECOND).buffers(100, 200);
