@@ -119,8 +119,13 @@ impl Pipe {
 
     /// Lets happen what is due, and what `body` does. Whoever has waited for that is woken.
     fn with<T>(&self, body: impl FnOnce(&mut Ends) -> T) -> T {
+        self.with_clock(false, body)
+    }
+
+    /// The same, and `body` may need the time though nothing did so far.
+    fn with_clock<T>(&self, is_needed: bool, body: impl FnOnce(&mut Ends) -> T) -> T {
         let mut ends = self.shared.ends.borrow_mut();
-        if ends.needs_clock() {
+        if is_needed || ends.needs_clock() {
             let since_start = time::now_or_system().saturating_duration_since(self.shared.started);
             ends.settle(since_start.as_nanos() as u64);
         }
@@ -214,7 +219,7 @@ impl Pipe {
     }
 
     pub(crate) fn prepare_end(&self, user_timeout: Duration) {
-        self.with(|ends| {
+        self.with_clock(true, |ends| {
             if !ends.is_unix() {
                 ends.prepare_end(self.me, user_timeout);
             }
@@ -232,7 +237,7 @@ impl Pipe {
 
     /// Gives this end the options of its listener, which are for TCP.
     pub(crate) fn set_options(&self, buffers: Option<usize>, user_timeout: Option<Duration>) {
-        self.with(|ends| {
+        self.with_clock(true, |ends| {
             if ends.is_unix() {
                 return;
             }
