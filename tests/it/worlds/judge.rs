@@ -444,11 +444,14 @@ impl<'t> Course<'t> {
             })?;
         }
         for entry in &self.trace.entries {
-            if let What::Queues(lines) = entry.what {
-                let most = 8;
-                check(lines <= most, "everybody who is ready has a turn", || {
-                    format!("{entry}: the lines of a task that yields queue up")
-                })?;
+            if let (What::Queues(lines), Some(visit)) = (&entry.what, entry.visit) {
+                let peer = self.visits[visit].peer;
+                let flows = peer.reads == Reads::Eagerly && peer.wire.buffers.is_none();
+                check(
+                    *lines <= 8 || !flows || !peer.wire.is_at_once(),
+                    "everybody who is ready has a turn",
+                    || format!("{entry}: the lines of a task that yields queue up"),
+                )?;
             }
         }
         Ok(())
@@ -532,10 +535,14 @@ impl<'t> Course<'t> {
         };
         let mut last = visit.handled;
         let mut write: Option<Duration> = None;
-        let mut waits = 0;
+        let (mut waits, mut sent, mut read) = (0, 0, 0);
         for &(place, entry) in &visit.entries {
             match &entry.what {
-                What::Reads(_) => last = Some(entry.at),
+                What::Sends(n) => sent += n,
+                What::Reads(n) => {
+                    read += n;
+                    last = Some(entry.at);
+                }
                 What::Writes(_) => {
                     last = Some(entry.at);
                     write = None;
@@ -552,6 +559,9 @@ impl<'t> Course<'t> {
                         IDLE,
                         || format!("{entry}, {lasted:?} after the last byte"),
                     )?;
+                    check(!visit.peer.wire.is_at_once() || sent <= read, IDLE, || {
+                        format!("{entry}, and {} B lie unread", sent - read)
+                    })?;
                     check(write.is_none(), IDLE, || {
                         format!("{entry}, and a write waits")
                     })?;
