@@ -21,6 +21,8 @@ pub struct Faults {
     random: fastrand::Rng,
     /// In percent of the calls: short reads and writes, `Interrupted`, and `WouldBlock` though it would not.
     percent: u8,
+    /// In percent of the events: how many are told a turn late.
+    late_percent: u8,
     /// The number of the call that fails for good, if one does, and how.
     failure: Option<(u64, io::ErrorKind)>,
     calls: u64,
@@ -32,6 +34,7 @@ impl Faults {
         Faults {
             random: fastrand::Rng::with_seed(0),
             percent: 0,
+            late_percent: 0,
             failure: None,
             calls: 0,
         }
@@ -45,7 +48,17 @@ impl Faults {
         Faults {
             random,
             percent,
+            late_percent: percent,
             ..Faults::none()
+        }
+    }
+
+    /// A connection that works, with events that are told a turn late, drawn from `seed`: as by a reactor that has not
+    /// looked at the socket since.
+    pub fn late_events(seed: u64) -> Faults {
+        Faults {
+            percent: 0,
+            ..Faults::from_seed(seed)
         }
     }
 
@@ -56,9 +69,9 @@ impl Faults {
         self
     }
 
-    /// Draws whether an event is told late, as by a reactor that has not looked since.
+    /// Draws whether an event is told late.
     fn draw_delay(&mut self) -> bool {
-        self.random.u8(0..100) < self.percent
+        self.random.u8(0..100) < self.late_percent
     }
 
     /// Draws what happens to a call for `length` bytes: how many it may have at most.

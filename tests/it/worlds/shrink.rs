@@ -76,6 +76,7 @@ fn smaller(world: &World) -> Vec<World> {
     for index in 0..peers {
         change(&|w| w.peers[index].at = 0);
         change(&|w| w.peers[index].faults = None);
+        change(&|w| w.peers[index].late_events = None);
         change(&|w| w.peers[index].returns = 0);
         change(&|w| w.peers[index].stays = 0);
         change(&|w| w.peers[index].reads = Reads::Eagerly);
