@@ -2,6 +2,7 @@
 //! docs/promises.md are checked against what happened. docs/testing.md says how to put a handler of one's own into them.
 
 mod chat;
+mod found;
 mod handlers;
 mod judge;
 mod peers;
