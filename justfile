@@ -19,6 +19,14 @@ soak *arguments:
 mutants file *arguments:
     cargo mutants --jobserver=false --file {{file}} {{arguments}}
 
+# Play worlds from seeds until stopped, or those of a range: just worlds 0..1000000
+worlds seeds="0..18446744073709551615":
+    TINYLOOP_WORLDS={{seeds}} cargo test --release --locked --test it -- worlds_without_end --ignored --nocapture
+
+# Play one world, and show what happens in it.
+world seed:
+    TINYLOOP_WORLD={{seed}} cargo test --locked --test it -- a_world_is_told --ignored --nocapture
+
 # Check the format and the lints.
 lint:
     cargo fmt --check
@@ -52,11 +60,3 @@ deb:
 # Run everything that decides whether a change lands.
 ci:
     bash .ci/run
-
-# Play random worlds against the promises until it is stopped, and show the rate.
-worlds:
-    cargo test --release --locked --test it -- worlds_without_end --ignored --nocapture
-
-# Play the world of a seed, and show its trace.
-world seed:
-    TINYLOOP_WORLD={{seed}} cargo test --release --locked --test it -- a_world_is_told --ignored --nocapture

@@ -40,9 +40,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const LINE_MAX: u64 = 1024;
 
 /// Who is here, under their numbers.
-type Room = RefCell<HashMap<u64, Rc<Peer>>>;
+pub(crate) type Room = RefCell<HashMap<u64, Rc<Peer>>>;
 
-struct Peer {
+pub(crate) struct Peer {
     lines: Sender<Rc<str>>,
     reads: Cell<bool>,
 }
@@ -78,7 +78,7 @@ async fn serve(addr: String) -> io::Result<()> {
 }
 
 /// A peer's time in the room: it speaks and listens at once, until it leaves or the server closes.
-async fn chat(room: &Rc<Room>, connection: Connection) -> io::Result<()> {
+pub(crate) async fn chat(room: &Rc<Room>, connection: Connection) -> io::Result<()> {
     let (member, lines) = Member::enter(room, &connection);
     let closing = async {
         connection.closing().await;

@@ -21,6 +21,8 @@ pub struct Faults {
     random: fastrand::Rng,
     /// In percent of the calls: short reads and writes, `Interrupted`, and `WouldBlock` though it would not.
     percent: u8,
+    /// In percent of the events: how many are told a turn late.
+    late_percent: u8,
     /// The number of the call that fails for good, if one does, and how.
     failure: Option<(u64, io::ErrorKind)>,
     calls: u64,
@@ -32,6 +34,7 @@ impl Faults {
         Faults {
             random: fastrand::Rng::with_seed(0),
             percent: 0,
+            late_percent: 0,
             failure: None,
             calls: 0,
         }
@@ -45,7 +48,17 @@ impl Faults {
         Faults {
             random,
             percent,
+            late_percent: percent,
             ..Faults::none()
+        }
+    }
+
+    /// A connection that works, with events that are told a turn late, drawn from `seed`: as by a reactor that has not
+    /// looked at the socket since.
+    pub fn late_events(seed: u64) -> Faults {
+        Faults {
+            percent: 0,
+            ..Faults::from_seed(seed)
         }
     }
 
@@ -56,9 +69,9 @@ impl Faults {
         self
     }
 
-    /// Draws whether an event is told late, as by a reactor that has not looked since.
+    /// Draws whether an event is told late.
     fn draw_delay(&mut self) -> bool {
-        self.random.u8(0..100) < self.percent
+        self.random.u8(0..100) < self.late_percent
     }
 
     /// Draws what happens to a call for `length` bytes: how many it may have at most.
@@ -119,8 +132,13 @@ impl Pipe {
 
     /// Lets happen what is due, and what `body` does. Whoever has waited for that is woken.
     fn with<T>(&self, body: impl FnOnce(&mut Ends) -> T) -> T {
+        self.with_clock(false, body)
+    }
+
+    /// The same, and `body` may need the time though nothing did so far.
+    fn with_clock<T>(&self, is_needed: bool, body: impl FnOnce(&mut Ends) -> T) -> T {
         let mut ends = self.shared.ends.borrow_mut();
-        if ends.needs_clock() {
+        if is_needed || ends.needs_clock() {
             let since_start = time::now_or_system().saturating_duration_since(self.shared.started);
             ends.settle(since_start.as_nanos() as u64);
         }
@@ -214,7 +232,7 @@ impl Pipe {
     }
 
     pub(crate) fn prepare_end(&self, user_timeout: Duration) {
-        self.with(|ends| {
+        self.with_clock(true, |ends| {
             if !ends.is_unix() {
                 ends.prepare_end(self.me, user_timeout);
             }
@@ -232,7 +250,7 @@ impl Pipe {
 
     /// Gives this end the options of its listener, which are for TCP.
     pub(crate) fn set_options(&self, buffers: Option<usize>, user_timeout: Option<Duration>) {
-        self.with(|ends| {
+        self.with_clock(true, |ends| {
             if ends.is_unix() {
                 return;
             }

@@ -97,7 +97,7 @@ async fn perform(
             Step::LibraryEcho => false,
             Step::Echo => echo(&held).await?,
             Step::Read(most) => held.read_exactly(most).await?,
-            Step::Write(len) => held.write(len).await.map(|_| true)?,
+            Step::Write(len) => held.write(len).await.map(|()| true)?,
             Step::Think(time) => {
                 sleep(millis(time)).await;
                 true
@@ -173,7 +173,7 @@ async fn echo(held: &Held) -> io::Result<bool> {
     loop {
         match held.read(10_000).await? {
             (_, 0) => return Ok(false),
-            (at, n) => _ = held.write_back(at, n).await?,
+            (at, n) => held.write_back(at, n).await?,
         }
     }
 }
@@ -217,10 +217,8 @@ async fn feed(held: &Rc<Held>, lines: usize) -> io::Result<()> {
     let mut most = 0;
     while receiver.recv().await.is_ok() {
         let before = receiver.len();
-        // While a write waits for the peer, lines queue up as they should.
-        if !held.write(LINE).await? {
-            most = most.max(receiver.len().saturating_sub(before));
-        }
+        held.write(LINE).await?;
+        most = most.max(receiver.len().saturating_sub(before));
     }
     feeding.await;
     held.tell_queue(most);

@@ -1,6 +1,8 @@
 //! Worlds from seeds: a server, its peers and what happens to them are drawn from a number, and the promises of
 //! docs/promises.md are checked against what happened. docs/testing.md says how to put a handler of one's own into them.
 
+mod chat;
+mod found;
 mod handlers;
 mod judge;
 mod peers;

@@ -36,7 +36,10 @@ pub(super) async fn visit(stage: Rc<Stage>, index: usize, server: Target) {
     sleep(millis(peer.at)).await;
     for _ in 0..=peer.returns {
         let visit = stage.new_visit(index);
-        let faults = peer.faults.map_or_else(Faults::none, Faults::from_seed);
+        let late = peer
+            .late_events
+            .map_or_else(Faults::none, Faults::late_events);
+        let faults = peer.faults.map_or(late, Faults::from_seed);
         let connected = match &server {
             Target::Memory(connector) => connect(connector, &peer, faults).map(|c| (c, 0)),
             Target::Loopback(addr) => connect_socket(*addr),

@@ -45,6 +45,8 @@ pub(super) struct Peer {
     pub(super) wire: Wire,
     /// Short, interrupted and untimely calls on the server's end, drawn from this.
     pub(super) faults: Option<u64>,
+    /// Events of the server's end that are told a turn late, drawn from this, where there are no faults.
+    pub(super) late_events: Option<u64>,
     pub(super) reads: Reads,
     pub(super) says: Vec<Say>,
     /// How long it stays after it has seen the end.
@@ -242,7 +244,7 @@ impl World {
         }
         for peer in &mut self.peers {
             peer.wire = Wire::default();
-            peer.faults = None;
+            (peer.faults, peer.late_events) = (None, None);
             short(&mut peer.at);
             short(&mut peer.stays);
             if let Reads::Slowly { every: time, .. } | Reads::After(time) = &mut peer.reads {
@@ -361,7 +363,8 @@ fn peer(rng: &mut Rng, settings: &Settings, span: Millis, count: usize) -> Peer 
     Peer {
         at: rng.u64(..span),
         wire: wire(rng),
-        faults: one_in(rng, if is_short { 2 } else { 12 }).then(|| rng.u64(..)),
+        faults: one_in(rng, if is_short { 3 } else { 12 }).then(|| rng.u64(..)),
+        late_events: one_in(rng, 2).then(|| rng.u64(..)),
         reads,
         says,
         stays: if one_in(rng, 4) {
@@ -557,6 +560,9 @@ impl fmt::Display for Peer {
         write!(f, "connects at {} ms{}", self.at, self.wire)?;
         if let Some(faults) = self.faults {
             write!(f, " with faults {faults}")?;
+        }
+        if let (Some(seed), None) = (self.late_events, self.faults) {
+            write!(f, " with late events {seed}")?;
         }
         match self.reads {
             Reads::Eagerly => write!(f, ", reads")?,

@@ -7,7 +7,7 @@ use super::trace::Violation;
 
 /// How many worlds are tried, and for how long.
 const TRIES: usize = 3_000;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The smallest world found in which the same promise does not hold, and how it does not.
 pub(super) fn shrink(
@@ -47,12 +47,13 @@ fn smaller(world: &World) -> Vec<World> {
     };
     // Halves, then parts.
     let peers = world.peers.len();
-    if peers > 2 {
-        change(&|w| drop(w.peers.drain(..peers / 2)));
-        change(&|w| drop(w.peers.drain(peers / 2..)));
-    }
-    for index in 0..peers {
-        change(&|w| drop(w.peers.remove(index)));
+    let mut part = peers.div_ceil(2);
+    while part > 0 {
+        for start in (0..peers).step_by(part) {
+            let end = (start + part).min(peers);
+            change(&|w| drop(w.peers.drain(start..end)));
+        }
+        part /= 2;
     }
     change(&|w| w.beside.clear());
     change(&|w| w.happenings.clear());
@@ -76,6 +77,7 @@ fn smaller(world: &World) -> Vec<World> {
     for index in 0..peers {
         change(&|w| w.peers[index].at = 0);
         change(&|w| w.peers[index].faults = None);
+        change(&|w| w.peers[index].late_events = None);
         change(&|w| w.peers[index].returns = 0);
         change(&|w| w.peers[index].stays = 0);
         change(&|w| w.peers[index].reads = Reads::Eagerly);

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
-use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -229,20 +228,19 @@ impl Held {
         Ok(true)
     }
 
-    /// Writes so many bytes of the handler's own. Returns whether it waited for the peer.
-    pub(super) async fn write(&self, len: usize) -> io::Result<bool> {
+    /// Writes so many bytes of the handler's own.
+    pub(super) async fn write(&self, len: usize) -> io::Result<()> {
         let at = self.sent.get();
         self.sent.set(at + len);
         self.write_stream(answered(self.visit), at, len).await
     }
 
     /// Writes back what the peer said.
-    pub(super) async fn write_back(&self, at: usize, len: usize) -> io::Result<bool> {
+    pub(super) async fn write_back(&self, at: usize, len: usize) -> io::Result<()> {
         self.write_stream(said(self.visit), at, len).await
     }
 
-    async fn write_stream(&self, key: usize, mut at: usize, mut left: usize) -> io::Result<bool> {
-        let mut waited = false;
+    async fn write_stream(&self, key: usize, mut at: usize, mut left: usize) -> io::Result<()> {
         let mut write = Write {
             held: self,
             waits: false,
@@ -262,7 +260,7 @@ impl Held {
                 written
             });
             let written = written.await;
-            waited |= mem::take(&mut write.waits);
+            write.waits = false;
             match written {
                 Ok(n) => {
                     self.tell(What::Writes(n));
@@ -275,7 +273,7 @@ impl Held {
                 }
             }
         }
-        Ok(waited)
+        Ok(())
     }
 
     pub(super) fn tell_queue(&self, most: usize) {
