@@ -210,7 +210,8 @@ impl RawSocket {
 
     /// What `poll` tells, as its bits.
     pub fn events(&self) -> u16 {
-        self.0.events().bits()
+        // Its type differs between backends of rustix.
+        u16::from_ne_bytes(self.0.events().bits().to_ne_bytes())
     }
 }
 
