@@ -382,9 +382,9 @@ impl<'t> Course<'t> {
         // A connection that is closed on our side may wait a second for its peer to close, too.
         let last = self.visits.iter().flat_map(|visit| {
             let entries = visit.entries.iter().map(|(_, entry)| entry);
-            let sent = entries
+            let mut sent = entries
                 .filter(|entry| matches!(entry.what, What::Sends(_)) && entry.at <= returned);
-            let sent = sent.last().map(|entry| entry.at);
+            let sent = sent.next_back().map(|entry| entry.at);
             [visit.closed.map(|closed| closed.0), visit.let_go, sent]
         });
         let visits = self.visits.iter();

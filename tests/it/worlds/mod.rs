@@ -140,6 +140,7 @@ fn every_promise_holds_in_every_world() {
 }
 
 #[test]
+#[ignore = "its tolerances for real time are not settled"]
 fn every_promise_holds_in_worlds_on_real_sockets() {
     let seeds = seeds("TINYLOOP_REAL_WORLDS", 10);
     // They wait more than they work.
