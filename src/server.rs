@@ -293,10 +293,10 @@ impl Server {
     ///
     /// The handler's error or panic ends its own connection only. How a connection ends depends on its handler:
     ///
-    /// - It returned `Ok`: the peer gets all that was written, for as long as it goes on taking it. It gives up its place
-    ///   at once. Then the connection is half-closed, and up to 64 MiB of input are read and dropped, until the peer
-    ///   closes too, or sends and takes nothing for the stall timeout (without one: 30 s). During a drain a second is
-    ///   enough when the peer has nearly all.
+    /// - It returned `Ok`: the connection gives up its place at once. The peer gets all that was written, for as long as it
+    ///   goes on taking it; if it resets before that, the connection counts as failed. Then the connection is half-closed.
+    ///   Up to 64 MiB of input are read and dropped, until the peer closes too, or is silent for the stall timeout
+    ///   (without one: 30 s). A drain waits for a second only, unless the handler has closed its half itself.
     /// - It returned an error: the peer has a second to read what was written. Then the connection is reset.
     /// - It panicked, or was cancelled by the idle timeout or at the end of the drain: the connection is reset.
     ///

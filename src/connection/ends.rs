@@ -234,11 +234,10 @@ impl Ends {
         if self.is_unix {
             return Some(Ok(()));
         }
-        let error = self.ends[me].error.take();
-        if error.is_some() || self.is_hung_up(me) {
-            return Some(Err(error.unwrap_or(Errno::CONNRESET).into()));
+        match self.ends[me].error.take() {
+            Some(error) => Some(Err(error.into())),
+            None => self.is_ready(me, WRITING).then_some(Ok(())),
         }
-        self.is_ready(me, WRITING).then_some(Ok(()))
     }
 
     pub(super) fn is_unix(&self) -> bool {

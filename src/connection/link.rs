@@ -42,6 +42,8 @@ pub(crate) struct Link {
     has_place: Cell<bool>,
     /// The handler's side has let go of it.
     released: Cell<bool>,
+    /// Our half is closed.
+    half_closed: Cell<bool>,
     /// Its end was told.
     end_is_told: Cell<bool>,
     /// Its input ends during a drain when it was quiet for this long, and where it waits for the drain.
@@ -75,6 +77,7 @@ impl Link {
             state: Cell::new(State::Open),
             has_place: Cell::new(true),
             released: Cell::new(false),
+            half_closed: Cell::new(false),
             end_is_told: Cell::new(false),
             quiet: Cell::new(None),
             drain_key: Cell::new(None),
@@ -228,7 +231,12 @@ impl Link {
         }
     }
 
+    pub(crate) fn is_half_closed(&self) -> bool {
+        self.half_closed.get()
+    }
+
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        self.half_closed.set(true);
         match self.stream.shutdown_write() {
             // The peer has reset the connection meanwhile: there is no half left to close.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -410,9 +418,8 @@ impl Link {
 
     /// Ready when the peer has taken nearly all that was written: what is left fits into its window.
     pub(crate) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream
-            .poll_taken(cx)
-            .map_err(|error| self.broken(error))
+        let taken = self.stream.poll_taken(cx);
+        taken.map_err(|error| self.broken(error))
     }
 
     /// Bounds how long the kernel tries to deliver what is written, and tells it to say when that is done.

@@ -176,13 +176,13 @@ impl Stream {
                 ready!(stream.poll_writable(cx))?;
                 let state = output_state(stream);
                 // A broken socket has room too, and a read may not have told of its error yet.
-                if state.intersects(PollFlags::ERR | PollFlags::HUP) {
-                    let error = stream.get_ref().take_error()?;
-                    let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
-                    return Poll::Ready(Err(error.unwrap_or_else(reset)));
+                if state.contains(PollFlags::ERR)
+                    && let Some(error) = stream.get_ref().take_error()?
+                {
+                    return Poll::Ready(Err(error));
                 }
                 // smol may report an event that is older than the question.
-                if state.contains(PollFlags::OUT) {
+                if !state.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
             },
@@ -231,6 +231,18 @@ mod tests {
         stream.write(b"hello").unwrap();
         stream.prepare_end(Duration::from_secs(60)).unwrap();
         peer.read_exact(&mut [0; 5]).unwrap();
+        taken(&stream).unwrap();
+    }
+
+    #[test]
+    fn a_connection_whose_halves_are_both_closed_is_not_broken() {
+        let (stream, peer) = pair();
+        stream.write(b"hello").unwrap();
+        stream.shutdown_write().unwrap();
+        (&peer).read_to_end(&mut Vec::new()).unwrap();
+        drop(peer);
+        smol::block_on(poll_fn(|cx| stream.poll_readable(cx))).unwrap();
+        stream.prepare_end(Duration::from_secs(60)).unwrap();
         taken(&stream).unwrap();
     }
 

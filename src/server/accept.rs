@@ -20,6 +20,8 @@ use crate::address::Address;
 #[cfg(feature = "testing")]
 use crate::connection::{pipe::Pipe, user_timeout};
 
+#[cfg(feature = "testing")]
+use super::listener::BACKLOG;
 use super::listener::{ConnectionOptions, Listener, Socket, SocketFile};
 
 /// The listeners that a server accepts from.
@@ -256,10 +258,6 @@ impl AcceptError {
     }
 }
 
-/// How many connections a listener in memory holds that were not accepted yet, as a [`Listener`] does.
-#[cfg(feature = "testing")]
-const BACKLOG: usize = 4096;
-
 /// A listener in memory: the connections that wait to be accepted.
 #[cfg(feature = "testing")]
 pub(crate) struct Queue {
@@ -281,7 +279,7 @@ impl Default for Queue {
     fn default() -> Queue {
         Queue {
             waiting: RefCell::default(),
-            backlog: Cell::new(BACKLOG),
+            backlog: Cell::new(BACKLOG as usize),
             acceptor: RefCell::default(),
             closed: Cell::new(false),
             options: Cell::new(None),

@@ -335,16 +335,21 @@ impl<H> Ending<H> {
             give_time(link, &stay).await;
         } else if link.state() == State::Stalled {
             self.tell();
-        } else if let Err(error) = deliver(link, &stay).await {
-            if link.state() != State::Stalled {
-                // Nobody knows how much of it the peer has.
-                self.outcome.set(Some(Outcome::Returned(Err(error))));
-            }
-            self.tell();
-            link.reset();
         } else {
-            self.tell();
-            linger(link, &stay).await;
+            match deliver(link, &stay).await {
+                Ok(has_all) => {
+                    self.tell();
+                    linger(link, &stay, has_all).await;
+                }
+                Err(error) => {
+                    if link.state() != State::Stalled {
+                        // Nobody knows how much of it the peer has.
+                        self.outcome.set(Some(Outcome::Returned(Err(error))));
+                    }
+                    self.tell();
+                    link.reset();
+                }
+            }
         }
     }
 

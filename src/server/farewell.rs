@@ -91,12 +91,14 @@ impl Drop for Stay {
     }
 }
 
-/// Waits until the peer has taken nearly all that was written, and half-closes the connection.
+/// Waits until the peer has taken nearly all that was written, and half-closes the connection. Returns whether the peer
+/// is known to have that: where the handler has half-closed the connection itself, the kernel does not tell.
 ///
 /// # Errors
 ///
 /// If the peer has reset the connection, stopped taking for the stall timeout, or sent more than can be dropped.
-pub(super) async fn deliver(link: &Link, stay: &Stay) -> io::Result<()> {
+pub(super) async fn deliver(link: &Link, stay: &Stay) -> io::Result<bool> {
+    let is_told = !link.is_half_closed();
     link.prepare_end(patience(link));
     let mut input = Input::new(INPUT_MAX);
     poll_fn(|cx| {
@@ -110,12 +112,14 @@ pub(super) async fn deliver(link: &Link, stay: &Stay) -> io::Result<()> {
         }
     })
     .await?;
-    link.shutdown_write()
+    link.shutdown_write()?;
+    Ok(is_told)
 }
 
 /// After [`deliver`]: reads on until the peer has closed too, or nothing more is to be expected. What the peer sends after
-/// that resets the connection, and by then it has all that was written.
-pub(super) async fn linger(link: &Link, stay: &Stay) {
+/// that resets the connection, and by then it has all that was written. If it is known to have nearly all now
+/// (`has_all`), a drain does not wait for it for long.
+pub(super) async fn linger(link: &Link, stay: &Stay, has_all: bool) {
     if link.state() == State::InputEnded {
         // The kernel delivers what is left, and no input can come in between.
         return;
@@ -125,7 +129,8 @@ pub(super) async fn linger(link: &Link, stay: &Stay) {
     let mut quiet = time::sleep(patience);
     let mut closing = link.closing();
     poll_fn(|cx| {
-        if patience > PATIENCE_WHILE_DRAINING && closing.poll(cx).is_ready() {
+        let is_long = has_all && patience > PATIENCE_WHILE_DRAINING;
+        if is_long && closing.poll(cx).is_ready() {
             patience = PATIENCE_WHILE_DRAINING;
             quiet = time::sleep(patience);
         }

@@ -22,7 +22,7 @@ use crate::io_error;
 
 /// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
 /// of 1,000 wait a second, until their SYN is sent again. The system's own limit (somaxconn) holds too.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// How long to wait for somebody who binds a Unix socket in the same folder, and how often to look.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);

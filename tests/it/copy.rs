@@ -281,18 +281,15 @@ fn a_peer_of_the_forwarder_that_never_reads_holds_up_nobody_and_little_memory() 
     let deaf: Vec<(TcpStream, TcpStream)> = (0..20).map(|_| pair(&forwarder, &upstream)).collect();
     for (client, _) in &deaf {
         // Until the buffers of both sockets are full.
-        client.set_nonblocking(true).unwrap();
-        let mut quiet = 0;
-        while quiet < 20 {
-            match (&*client).write(&[0; 65536]) {
-                Ok(written) => quiet = if written > 0 { 0 } else { quiet + 1 },
-                Err(error) => {
-                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                    quiet += 1;
-                    thread::sleep(Duration::from_millis(1));
-                }
+        client
+            .set_write_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let full = loop {
+            if let Err(error) = (&*client).write(&[0; 65536]) {
+                break error;
             }
-        }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     }
     let (mut client, mut server) = pair(&forwarder, &upstream);
     client.write_all(b"hello").unwrap();

@@ -66,12 +66,7 @@ fn the_http_server_keeps_a_connection_alive_and_closes_idle_ones_when_it_ends() 
     }
     program.signal(Signal::TERM);
     assert_eq!(read_to_end(&client), b"");
-    let (status, _, stderr) = program.wait();
-    assert!(status.success());
-    assert!(
-        stderr[0].starts_with("accepted 1, completed 1, "),
-        "{stderr:?}"
-    );
+    program.ends_well("accepted 1, completed 1, ");
 }
 
 #[test]
@@ -90,12 +85,7 @@ fn the_http_client_gets_a_body_as_it_comes_from_the_http_server() {
     let (status, lines, _) = client.wait();
     assert!(status.success());
     assert_eq!(lines.len(), 9);
-    let (status, _, stderr) = program.wait();
-    assert!(status.success());
-    assert!(
-        stderr[0].starts_with("accepted 1, completed 1, "),
-        "{stderr:?}"
-    );
+    program.ends_well("accepted 1, completed 1, ");
 }
 
 #[test]
@@ -178,12 +168,7 @@ fn fifty_websocket_clients_get_their_messages_back_and_the_shutdown_tells_the_on
     server.signal(Signal::TERM);
     assert_eq!(client.stdout_line(), "1001", "going away");
     assert!(client.wait().0.success());
-    let (status, _, stderr) = server.wait();
-    assert!(status.success());
-    assert!(
-        stderr[0].starts_with("accepted 51, completed 51, "),
-        "{stderr:?}"
-    );
+    server.ends_well("accepted 51, completed 51, ");
 }
 
 #[test]

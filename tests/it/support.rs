@@ -343,6 +343,13 @@ impl Program {
         }
     }
 
+    /// Waits for the end, which has to be a good one, with a report on stderr that begins with `report`.
+    pub(crate) fn ends_well(self, report: &str) {
+        let (status, _, stderr) = self.wait();
+        assert!(status.success(), "{stderr:?}");
+        assert!(stderr[0].starts_with(report), "{stderr:?}");
+    }
+
     /// Sends SIGTERM and waits for the end, which has to be a good one.
     pub(crate) fn stop(self) -> (Vec<String>, Vec<String>) {
         self.signal(Signal::TERM);

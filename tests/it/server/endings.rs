@@ -101,25 +101,42 @@ fn a_peer_that_takes_its_time_and_says_one_more_line_gets_the_whole_reply() {
     );
 }
 
+/// A reply that fits into the kernel's buffers, so that the server sees a quiet connection.
+const BUFFERS: usize = 200_000;
+const FITS: usize = 250_000;
+
 #[test]
 fn a_reply_under_way_survives_the_drain_and_a_line_that_comes_too_late() {
-    // All of the reply fits into the kernel's buffer, so that the server sees a quiet connection.
-    const BUFFERS: usize = 200_000;
-    const FITS: usize = 250_000;
+    survives_the_drain_and_a_late_line(async |mut connection| {
+        connection.end_when_draining();
+        let mut line = [0; 100];
+        while connection.read(&mut line).await? > 0 {
+            connection.write_all(&vec![b'x'; FITS]).await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn so_does_the_reply_of_a_handler_that_closes_its_half_itself() {
+    survives_the_drain_and_a_late_line(async |mut connection| {
+        connection.read(&mut [0; 100]).await?;
+        connection.write_all(&vec![b'x'; FITS]).await?;
+        connection.close().await
+    });
+}
+
+/// A client asks, reads slowly all the time, and says one more line a while after the shutdown.
+fn survives_the_drain_and_a_late_line(
+    handler: impl AsyncFn(Connection) -> io::Result<()> + Send + 'static,
+) {
     let (served, reasons) = reasons(
         |server| {
             server
                 .drain(Duration::from_secs(60))
                 .socket_buffers(BUFFERS)
         },
-        async |mut connection| {
-            connection.end_when_draining();
-            let mut line = [0; 100];
-            while connection.read(&mut line).await? > 0 {
-                connection.write_all(&vec![b'x'; FITS]).await?;
-            }
-            Ok(())
-        },
+        handler,
     );
     let client = with_small_buffer(served.addr);
     (&client).write_all(b"a line\n").unwrap();

@@ -486,10 +486,6 @@ impl<'t> Course<'t> {
         if is_short {
             return Ok(());
         }
-        // When a handler has closed its half itself, nobody tells the server what is taken.
-        if self.shut_down.is_some() && visit.has(|what| *what == What::ShutsDownItsHalf) {
-            return Ok(());
-        }
         // What is not taken by the end of the drain is left to the kernel.
         let drained = self
             .shut_down
