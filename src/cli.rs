@@ -1,9 +1,11 @@
 //! The program around the library: arguments, the two teaching models, what is printed.
 
 pub(crate) mod args;
+pub(crate) mod faulty;
 pub(crate) mod listen;
 pub(crate) mod models;
 pub(crate) mod output;
+pub(crate) mod values;
 
 use std::io;
 use std::thread::{self, JoinHandle};

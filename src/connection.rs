@@ -45,6 +45,10 @@ pub(crate) use terms::Terms;
 /// packets to be sent again and for a peer to get its share of a busy machine, so that a transfer is not taken for idle.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long a peer may take nothing before a reset on purpose comes all the same. The kernel takes three times that.
+#[cfg(feature = "faults")]
+const RESET_PATIENCE: Duration = Duration::from_secs(30);
+
 /// A connection to a peer: TCP, or a Unix socket.
 ///
 /// It is an ordinary [`AsyncRead`] + [`AsyncWrite`], so everything that is made for those goes on top. A reference
@@ -220,6 +224,31 @@ impl Connection {
 
     pub(crate) fn link(&self) -> Rc<Link> {
         self.link.clone()
+    }
+
+    /// Notes what befalls the connection on purpose, for its server's line and report.
+    #[cfg(feature = "faults")]
+    pub(crate) fn note_faults(&self, faults: String) {
+        self.link
+            .rare
+            .with(|rare| rare.faults = Some(Rc::new(faults)));
+    }
+
+    /// Resets the connection when the peer's system has nearly all that was written, or takes nothing for long.
+    #[cfg(feature = "faults")]
+    pub(crate) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.link.prepare_end(RESET_PATIENCE);
+        // An error is told by the reads and writes that follow.
+        futures_lite::ready!(self.link.poll_taken(cx)).ok();
+        self.link.reset();
+        Poll::Ready(())
+    }
+}
+
+impl Link {
+    /// What befalls the connection on purpose.
+    pub(crate) fn faults(&self) -> Option<Rc<String>> {
+        self.rare.if_there(|rare| rare.faults.clone()).flatten()
     }
 }
 

@@ -98,6 +98,7 @@
 //! # Features
 //!
 //! - `cli` (default): builds the command-line program. It adds the dependency argh.
+//! - `faults` (enabled by `cli`): streams that misbehave on purpose, for tests of clients (the module `faults`).
 //! - `testing`: a mock clock, and in-memory connections that simulate I/O errors (the module `testing`).
 //!
 //! [smol]: https://docs.rs/smol
@@ -109,6 +110,8 @@ mod echo;
 mod endpoint;
 mod event_loop;
 mod executor;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod io_error;
 pub mod monitor;
 mod report;

@@ -14,10 +14,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tinyloop::signal::{self, Signal};
 use tinyloop::{Address, Event, EventLoop, Listener, Report, SLOW_POLL, Server};
 
-use cli::args::{Early, Model, Options};
+use cli::args::{Early, Options};
+use cli::faulty::{self, Fates};
 use cli::listen::{self, listen};
 use cli::models::{self, Echo};
 use cli::output::{self, Output};
+use cli::values::Model;
 
 /// How long to wait for a reader of our output, when the server starts and when it ends.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -128,6 +130,12 @@ async fn serve(
     let monitor = options.monitor.map(listen::monitor).transpose()?;
     let room = max_descriptors.saturating_sub(OTHER_DESCRIPTORS);
     let default_max = room.clamp(1, MAX_CONNECTIONS) as usize;
+    let plan = faulty::plan(options.fault, options.seed);
+    let fault_line = plan
+        .as_ref()
+        .map(|plan| format!("misbehaving on purpose: {plan}"));
+    let fates = plan.map(Fates::new);
+    let observed = fates.clone();
     let (quiet, lines, error_lines) = (options.quiet, output.clone(), errors.clone());
     let mut server = Server::from_listeners(listeners)?
         .max_connections(options.max_connections.unwrap_or(default_max))
@@ -135,21 +143,34 @@ async fn serve(
         .stall_timeout(options.stall_timeout.unwrap_or(STALL_TIMEOUT))
         .shutdown_on(shutdown)
         .drain(options.drain.unwrap_or(DRAIN))
-        .observe(move |event| match event {
-            // Was told before.
-            Event::Listening { .. } => {}
-            // By a signal, and once.
-            Event::Draining { .. } => error_lines.line(event),
-            // By clients.
-            _ if quiet => {}
-            Event::Connected { .. } | Event::Closed { .. } => lines.line(event),
-            _ => error_lines.line(event),
+        .observe(move |event| {
+            let fate = match (event, &observed) {
+                (Event::Connected { id, .. }, Some(fates)) => Some(fates.draw(*id)),
+                _ => None,
+            };
+            match event {
+                // Was told before.
+                Event::Listening { .. } => {}
+                // By a signal, and once.
+                Event::Draining { .. } => error_lines.line(event),
+                // By clients.
+                _ if quiet => {}
+                Event::Connected { .. } | Event::Closed { .. } => match fate {
+                    Some(fate) => lines.line(format_args!("{event}, {fate}")),
+                    None => lines.line(event),
+                },
+                _ => error_lines.line(event),
+            }
         });
     if let Some(timeout) = options.idle_timeout {
         server = server.idle_timeout(timeout);
     }
     check_room()?;
     announce(server.local_addrs(), output);
+    if let Some(line) = fault_line {
+        output.line(line);
+        output.flush(PATIENCE);
+    }
     if let Some(monitor) = &monitor {
         output.line(format_args!("monitor on {}", monitor.local_addr()));
         output.flush(PATIENCE);
@@ -158,10 +179,18 @@ async fn serve(
     }
     // For all connections and as long as the process.
     static PREFIX: OnceLock<String> = OnceLock::new();
-    let (prefix, framing) = (PREFIX.get_or_init(|| options.prefix), options.framing);
-    server
-        .serve(move |connection| tinyloop::echo_framed(connection, prefix.as_bytes(), framing))
-        .await
+    let prefix = PREFIX.get_or_init(|| options.prefix).as_bytes();
+    let framing = options.framing;
+    match fates {
+        None => {
+            let echo = move |connection| tinyloop::echo_framed(connection, prefix, framing);
+            server.serve(echo).await
+        }
+        Some(fates) => {
+            let echo = move |connection| fates.clone().echo(connection, prefix, framing);
+            server.serve(echo).await
+        }
+    }
 }
 
 /// Fails if no connection can ever be accepted, for lack of a descriptor.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What happened in a server, counted. Displays as one line.
+/// What happened in a server, counted. Displays as one line, which names `faulty` only if there was one.
 ///
 /// `accepted` is the sum of `completed`, `failed`, `panicked`, `timed_out`, `aborted` and the connections still open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Report {
     pub bytes_out: u64,
     /// The most connections that were open at once.
     pub peak_connections: usize,
+    /// Connections that something befell on purpose (see the module `faults`), of those that are closed.
+    pub faulty: u64,
 }
 
 impl Report {
@@ -40,7 +42,7 @@ impl Report {
     }
 
     /// All counters with their names, and how many connections are open.
-    pub(crate) fn counters(&self) -> [(&'static str, u64); 11] {
+    pub(crate) fn counters(&self) -> [(&'static str, u64); 12] {
         [
             ("accepted", self.accepted),
             ("completed", self.completed),
@@ -53,6 +55,7 @@ impl Report {
             ("bytes out", self.bytes_out),
             ("open", self.open()),
             ("peak connections", self.peak_connections as u64),
+            ("faulty", self.faulty),
         ]
     }
 }
@@ -62,7 +65,7 @@ impl fmt::Display for Report {
         let counters = self
             .counters()
             .into_iter()
-            .filter(|(name, _)| *name != "open");
+            .filter(|(name, count)| *name != "open" && (*name != "faulty" || *count > 0));
         let counters: Vec<String> = counters
             .map(|(name, count)| format!("{name} {count}"))
             .collect();

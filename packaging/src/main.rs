@@ -6,6 +6,9 @@
 #[allow(dead_code)]
 #[path = "../../src/cli/args.rs"]
 mod args;
+#[allow(dead_code)]
+#[path = "../../src/cli/values.rs"]
+mod values;
 
 use std::env;
 use std::fs;
@@ -92,9 +95,10 @@ impl From<&FlagInfo<'static>> for Choice {
                 FlagInfoKind::Switch => None,
             },
             values: match flag.long {
-                "--model" => names(&args::MODELS),
-                "--framing" => names(&args::FRAMINGS),
-                "--when-full" => names(&args::WHEN_FULL),
+                "--model" => names(&values::MODELS),
+                "--framing" => names(&values::FRAMINGS),
+                "--when-full" => names(&values::WHEN_FULL),
+                "--fault" => tinyloop::faults::EXAMPLES.to_vec(),
                 _ => Vec::new(),
             },
             repeatable: matches!(flag.optionality, Optionality::Repeating),

@@ -1,28 +1,19 @@
-//! The command line: options, and what they may be.
+//! The command line: the options.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use argh::{ArgsInfo, FlagInfoKind, FromArgs};
+use tinyloop::faults::Fault;
 use tinyloop::{Endpoint, Framing, WhenFull};
+
+use super::values::{
+    Model, connections, framing, listen_addr, model, monitor, prefix, seconds, seed, when_full,
+};
 
 /// What stands before each chunk of a reply, if nothing else was chosen.
 const PREFIX: &str = "Got: ";
-
-/// The longest prefix, in bytes.
-const PREFIX_MAX: usize = 1024;
-
-/// The values of options that have a few to choose from. The shells' completions offer them, too.
-pub(crate) const MODELS: [(&str, Model); 3] = [
-    ("async", Model::Async),
-    ("threaded", Model::Threaded),
-    ("sequential", Model::Sequential),
-];
-pub(crate) const FRAMINGS: [(&str, Framing); 2] =
-    [("chunk", Framing::Chunk), ("line", Framing::Line)];
-pub(crate) const WHEN_FULL: [(&str, WhenFull); 2] =
-    [("wait", WhenFull::Wait), ("reject", WhenFull::Reject)];
 
 /// An echo server: it answers every chunk that it receives with a prefix and the chunk.
 #[derive(Debug, FromArgs, ArgsInfo)]
@@ -74,6 +65,15 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "addr", from_str_fn(monitor))]
     pub(crate) monitor: Option<SocketAddr>,
 
+    /// misbehave on purpose, for tests of clients: KIND=VALUE[@SHARE], such as delay=100ms or reset-after=5000@5%;
+    /// repeatable (all kinds: man tinyloop)
+    #[argh(option)]
+    pub(crate) fault: Vec<Fault>,
+
+    /// what the faults are drawn from: the same number brings the same faults (default: drawn and printed)
+    #[argh(option, arg_name = "n", from_str_fn(seed))]
+    pub(crate) seed: Option<u64>,
+
     /// print no line for each connection
     #[argh(switch, short = 'q')]
     pub(crate) quiet: bool,
@@ -115,6 +115,9 @@ impl Options {
             )));
         }
         options.check_model()?;
+        if options.seed.is_some() && options.fault.is_empty() {
+            return Err(Early::Usage("--seed goes with --fault only".to_owned()));
+        }
         if options.listen.is_empty() {
             options.listen.push(Endpoint::Loopback(25000));
         }
@@ -135,6 +138,7 @@ impl Options {
             ("--stall-timeout", self.stall_timeout.is_some()),
             ("--drain", self.drain.is_some()),
             ("--monitor", self.monitor.is_some()),
+            ("--fault", !self.fault.is_empty()),
         ];
         match for_async.iter().find(|(_, given)| *given) {
             Some((option, _)) if self.model != Model::Async => Err(Early::Usage(format!(
@@ -176,80 +180,6 @@ fn on_one_line(text: &str) -> String {
     format!("{line}; see tinyloop --help")
 }
 
-/// How connections are served.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Model {
-    Async,
-    Threaded,
-    Sequential,
-}
-
-/// Where to listen: what the library takes, but for names.
-pub(crate) fn listen_addr(text: &str) -> Result<Endpoint, String> {
-    let endpoint = text.parse().ok();
-    let endpoint = endpoint.filter(|endpoint| !matches!(endpoint, Endpoint::Name(..)));
-    endpoint.ok_or_else(|| {
-        "expected PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH, with a port up to 65535".to_owned()
-    })
-}
-
-fn monitor(text: &str) -> Result<SocketAddr, String> {
-    match text.parse() {
-        Ok(Endpoint::Loopback(port)) => Ok(([127, 0, 0, 1], port).into()),
-        Ok(Endpoint::Ip(addrs)) => Ok(addrs[0]),
-        _ => Err("expected PORT, IP:PORT or [IP6]:PORT, with a port up to 65535".to_owned()),
-    }
-}
-
-fn prefix(text: &str) -> Result<String, String> {
-    match text.len() {
-        0..=PREFIX_MAX => Ok(text.to_owned()),
-        length => Err(format!(
-            "a prefix has at most {PREFIX_MAX} bytes, this one {length}"
-        )),
-    }
-}
-
-fn model(text: &str) -> Result<Model, String> {
-    one_of(text, &MODELS)
-}
-
-fn framing(text: &str) -> Result<Framing, String> {
-    one_of(text, &FRAMINGS)
-}
-
-fn when_full(text: &str) -> Result<WhenFull, String> {
-    one_of(text, &WHEN_FULL)
-}
-
-fn connections(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|&n| n > 0)
-        .ok_or_else(|| "expected a whole number from 1 on".to_owned())
-}
-
-/// Seconds, with a fraction or without. Not by way of a float, whose parser is 15 kB of the program.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let parse = || {
-        let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-        let is_number =
-            |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-        let nanos: u32 = format!("{fraction:0<9.9}").parse().ok()?;
-        let seconds = whole.parse().ok()?;
-        (is_number(whole) && is_number(fraction)).then(|| Duration::new(seconds, nanos))
-    };
-    parse().ok_or_else(|| "expected seconds, such as 5 or 0.5".to_owned())
-}
-
-fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Result<T, String> {
-    let value = values.iter().find(|(name, _)| *name == text);
-    value.map(|(_, value)| *value).ok_or_else(|| {
-        let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
-        format!("expected {}", names.join(" or "))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,33 +192,6 @@ mod tests {
         match parse(args) {
             Err(Early::Usage(line)) => line,
             other => panic!("{args:?} gave {other:?}"),
-        }
-    }
-
-    #[test]
-    fn an_address_has_one_of_five_forms() {
-        let ip = |text: &str| Endpoint::Ip(vec![text.parse().unwrap()]);
-        let forms = [
-            ("25000", Endpoint::Loopback(25000)),
-            (":25000", Endpoint::All(25000)),
-            ("0", Endpoint::Loopback(0)),
-            ("127.0.0.2:7", ip("127.0.0.2:7")),
-            ("[::1]:7", ip("[::1]:7")),
-            (
-                "unix:/run/echo.sock",
-                Endpoint::Unix("/run/echo.sock".into()),
-            ),
-        ];
-        for (text, addr) in forms {
-            assert_eq!(listen_addr(text), Ok(addr), "{text}");
-        }
-        // The library's own tests have more that is no address.
-        for text in ["", ":+7", "65536", "localhost:7", "127.0.0.1", "unix:"] {
-            let error = listen_addr(text).expect_err(text);
-            assert!(
-                error.contains("PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH"),
-                "{error}"
-            );
         }
     }
 

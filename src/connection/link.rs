@@ -49,7 +49,7 @@ pub(crate) struct Link {
     /// Its input ends during a drain when it was quiet for this long, and where it waits for the drain.
     quiet: Cell<Option<Quiet>>,
     drain_key: Cell<Option<WaitingKey>>,
-    rare: Rarely,
+    pub(super) rare: Rarely,
     terms: Rc<Terms>,
 }
 

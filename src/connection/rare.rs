@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::mem;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -20,6 +21,8 @@ pub(super) struct Rare {
     pub(super) writers: Option<Arc<Waiters>>,
     /// In place of the server's. Boxed, since connections that wait have what else is here.
     own: Option<Box<OwnTimeouts>>,
+    /// What befalls it on purpose.
+    pub(super) faults: Option<Rc<String>>,
 }
 
 /// Timeouts of the connection's own: how long, or that there is none.

@@ -212,6 +212,7 @@ impl<H> Served<H> {
             peer_addr: self.link.peer_addr(),
             traffic: self.link.traffic(),
             reason,
+            faults: self.link.faults(),
         };
         self.shared.record((ended, panic));
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::rc::Rc;
 use std::sync::MutexGuard;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub enum Event<'a> {
         bytes_out: u64,
         /// How long it was open.
         duration: Duration,
+        /// What befell it on purpose (see the module `faults`), such as `#12 fault reset-after=5000`. Empty if nothing did.
+        faults: &'a str,
     },
     /// A connection was closed right after it was accepted: the house was full and the server is to
     /// [reject](WhenFull::Reject), or the system could not watch it.
@@ -124,11 +127,16 @@ impl Event<'_> {
                 bytes_in,
                 bytes_out,
                 duration,
+                faults,
                 ..
-            } => format!(
-                "Connection closed {peer_addr}: {reason}, bytes in {bytes_in}, bytes out {bytes_out}, {:.3} s",
-                duration.as_secs_f64()
-            ),
+            } => {
+                let seconds = duration.as_secs_f64();
+                let before_faults = if faults.is_empty() { "" } else { ", " };
+                format!(
+                    "Connection closed {peer_addr}: {reason}, bytes in {bytes_in}, bytes out {bytes_out}, \
+                     {seconds:.3} s{before_faults}{faults}"
+                )
+            }
             Event::Rejected {
                 peer_addr,
                 error: None,
@@ -237,6 +245,7 @@ impl Record {
             peer_addr,
             traffic,
             reason,
+            faults,
         } = ended;
         let mut report = self.report();
         *match reason {
@@ -248,6 +257,7 @@ impl Record {
         } += 1;
         report.bytes_in += traffic.bytes_in;
         report.bytes_out += traffic.bytes_out;
+        report.faulty += u64::from(faults.is_some());
         drop(report);
         self.tell(&Event::Closed {
             id: *id,
@@ -256,6 +266,7 @@ impl Record {
             bytes_in: traffic.bytes_in,
             bytes_out: traffic.bytes_out,
             duration: traffic.duration,
+            faults: faults.as_ref().map_or("", |faults| faults),
         });
     }
 }
@@ -266,4 +277,6 @@ pub(super) struct Ended {
     pub(super) peer_addr: Address,
     pub(super) traffic: Traffic,
     pub(super) reason: CloseReason,
+    /// What befell it on purpose.
+    pub(super) faults: Option<Rc<String>>,
 }

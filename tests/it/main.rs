@@ -9,6 +9,7 @@ mod event_loop;
 mod examples;
 mod far_ends;
 mod faults;
+mod faults_on_purpose;
 mod faulty_pipe;
 mod http;
 mod models;

@@ -70,6 +70,20 @@ fn every_option_is_in_the_man_page_and_in_the_completions() {
 }
 
 #[test]
+fn every_kind_of_fault_is_in_the_man_page_and_in_the_completions() {
+    for example in tinyloop::faults::EXAMPLES {
+        let item = match example.split_once('=') {
+            Some((name, value)) => format!("\n.It Cm {name} Ns = Ns Ar {value}\n"),
+            None => format!("\n.It Cm {example}\n"),
+        };
+        assert!(MAN_PAGE.contains(&item), "the man page has no {example}");
+        for completions in [BASH, ZSH, FISH] {
+            assert!(completions.contains(example), "no {example}");
+        }
+    }
+}
+
+#[test]
 #[ignore = "needs mandoc"]
 fn mandoc_finds_no_fault_in_the_man_page() {
     output(Command::new("mandoc").args(["-Tlint", "-Wwarning", "packaging/tinyloop.1"]));
@@ -94,6 +108,12 @@ fn the_shells_complete_options_and_their_values() {
     };
     assert_eq!(bash("--framing"), "chunk line\n");
     assert_eq!(fish("--framing"), "chunk line\n");
+    let kinds = tinyloop::faults::EXAMPLES.join(" ") + "\n";
+    assert_eq!(bash("--fault"), kinds);
+    assert_eq!(bash("--fault ="), kinds);
+    for kind in kinds.split_whitespace() {
+        assert!(fish("--fault").contains(kind), "{kind}");
+    }
     assert_eq!(bash("-m ="), "async threaded sequential\n");
     assert_eq!(bash("--drain"), "\n");
     assert_eq!(fish("--drain"), "\n");

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
+use std::process::Command;
 use std::time::Instant;
 
 use rustix::process::Signal;
@@ -30,6 +31,18 @@ const STEPS: [(&str, &str); 5] = [
     (
         "5_key_value",
         include_str!("../../examples/tutorial/5_key_value.rs"),
+    ),
+];
+
+/// The client of the sixth step, with its bug and without.
+const CLIENTS: [(&str, &str); 2] = [
+    (
+        "6_client.py",
+        include_str!("../../examples/tutorial/6_client.py"),
+    ),
+    (
+        "6_client_mended.py",
+        include_str!("../../examples/tutorial/6_client_mended.py"),
     ),
 ];
 
@@ -228,6 +241,63 @@ fn the_fifth_step_is_a_store_that_all_share_and_nobody_fills_up() {
         ("get another", "x"),
     ] {
         follow(&format!("{request}\n{answer}"), &mut second);
+    }
+}
+
+#[test]
+fn the_tutorial_shows_the_client_with_its_bug_and_what_mends_it() {
+    let shown = blocks("```python\n");
+    let [(_, client), (_, mended)] = CLIENTS;
+    assert_eq!(shown[0], client);
+    assert!(mended.contains(shown[1]), "{}", shown[1]);
+    let line = blocks("becomes `")[0].split('`').next().unwrap();
+    let call = client.lines().find(|line| line.contains("recv(")).unwrap();
+    let as_shown = client.replace(call.trim(), line);
+    let as_shown = as_shown.split_once("\n\n\nwith").unwrap();
+    let (_, body) = as_shown.0.split_once("import").unwrap();
+    assert!(mended.contains(body), "it differs by what is shown");
+}
+
+/// What a client of the tutorial prints, with what it says on stderr. The server has these options.
+fn client_prints(script: &str, options: &[&str]) -> String {
+    let program = Program::start(&[&["--listen", "127.0.0.1:0"], options].concat());
+    let mut command = Command::new("python3");
+    let path = format!("{}/examples/tutorial/{script}", env!("CARGO_MANIFEST_DIR"));
+    command.args([path, program.addr().port().to_string()]);
+    let output = command.output().unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
+#[test]
+#[ignore = "needs python3"]
+fn the_sixth_step_breaks_a_client_and_mends_it() {
+    let [(client, _), (mended, _)] = CLIENTS;
+    let shown = |script: &str| {
+        blocks(&format!(
+            "```console\n$ python3 examples/tutorial/{script}\n"
+        ))
+    };
+    let sessions = shown(client);
+    assert_eq!(client_prints(client, &[]), sessions[0]);
+    let fault = blocks("$ cargo run -- ")[0].trim_end();
+    let options: Vec<&str> = fault.split(' ').collect();
+    // A machine that is busy for a tenth of a second may let two pieces arrive together.
+    let broken = client_prints(client, &options);
+    let (beginning, _) = sessions[1].rsplit_once('\'').unwrap();
+    assert!(broken.starts_with(beginning), "{broken}");
+    assert_eq!(client_prints(mended, &options), shown(mended)[0]);
+
+    let table = TUTORIAL
+        .lines()
+        .filter(|line| line.starts_with("| `--fault "));
+    let ends = ["received b'Got: hel'", "reset by peer", "timed out", ""];
+    for (row, end) in table.zip(ends) {
+        let option = row.split('`').nth(1).unwrap();
+        let options: Vec<&str> = option.split(' ').collect();
+        if !end.is_empty() {
+            let printed = client_prints(mended, &options);
+            assert!(printed.trim_end().ends_with(end), "{option}: {printed}");
+        }
     }
 }
 

@@ -1,0 +1,131 @@
+//! The command line: what the options' values may be.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tinyloop::{Endpoint, Framing, WhenFull};
+
+/// The longest prefix, in bytes.
+const PREFIX_MAX: usize = 1024;
+
+/// The values of options that have a few to choose from. The shells' completions offer them, too.
+pub(crate) const MODELS: [(&str, Model); 3] = [
+    ("async", Model::Async),
+    ("threaded", Model::Threaded),
+    ("sequential", Model::Sequential),
+];
+pub(crate) const FRAMINGS: [(&str, Framing); 2] =
+    [("chunk", Framing::Chunk), ("line", Framing::Line)];
+pub(crate) const WHEN_FULL: [(&str, WhenFull); 2] =
+    [("wait", WhenFull::Wait), ("reject", WhenFull::Reject)];
+
+/// How connections are served.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Model {
+    Async,
+    Threaded,
+    Sequential,
+}
+
+/// Where to listen: what the library takes, but for names.
+pub(super) fn listen_addr(text: &str) -> Result<Endpoint, String> {
+    let endpoint = text.parse().ok();
+    let endpoint = endpoint.filter(|endpoint| !matches!(endpoint, Endpoint::Name(..)));
+    endpoint.ok_or_else(|| {
+        "expected PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH, with a port up to 65535".to_owned()
+    })
+}
+
+pub(super) fn monitor(text: &str) -> Result<SocketAddr, String> {
+    match text.parse() {
+        Ok(Endpoint::Loopback(port)) => Ok(([127, 0, 0, 1], port).into()),
+        Ok(Endpoint::Ip(addrs)) => Ok(addrs[0]),
+        _ => Err("expected PORT, IP:PORT or [IP6]:PORT, with a port up to 65535".to_owned()),
+    }
+}
+
+pub(super) fn prefix(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=PREFIX_MAX => Ok(text.to_owned()),
+        length => Err(format!(
+            "a prefix has at most {PREFIX_MAX} bytes, this one {length}"
+        )),
+    }
+}
+
+pub(super) fn model(text: &str) -> Result<Model, String> {
+    one_of(text, &MODELS)
+}
+
+pub(super) fn framing(text: &str) -> Result<Framing, String> {
+    one_of(text, &FRAMINGS)
+}
+
+pub(super) fn when_full(text: &str) -> Result<WhenFull, String> {
+    one_of(text, &WHEN_FULL)
+}
+
+pub(super) fn connections(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&n| n > 0)
+        .ok_or_else(|| "expected a whole number from 1 on".to_owned())
+}
+
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
+/// Seconds, with a fraction or without. Not by way of a float, whose parser is 15 kB of the program.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let parse = || {
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+        let is_number =
+            |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        let nanos: u32 = format!("{fraction:0<9.9}").parse().ok()?;
+        let seconds = whole.parse().ok()?;
+        (is_number(whole) && is_number(fraction)).then(|| Duration::new(seconds, nanos))
+    };
+    parse().ok_or_else(|| "expected seconds, such as 5 or 0.5".to_owned())
+}
+
+fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Result<T, String> {
+    let value = values.iter().find(|(name, _)| *name == text);
+    value.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+        format!("expected {}", names.join(" or "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_one_of_five_forms() {
+        let ip = |text: &str| Endpoint::Ip(vec![text.parse().unwrap()]);
+        let forms = [
+            ("25000", Endpoint::Loopback(25000)),
+            (":25000", Endpoint::All(25000)),
+            ("0", Endpoint::Loopback(0)),
+            ("127.0.0.2:7", ip("127.0.0.2:7")),
+            ("[::1]:7", ip("[::1]:7")),
+            (
+                "unix:/run/echo.sock",
+                Endpoint::Unix("/run/echo.sock".into()),
+            ),
+        ];
+        for (text, addr) in forms {
+            assert_eq!(listen_addr(text), Ok(addr), "{text}");
+        }
+        // The library's own tests have more that is no address.
+        for text in ["", ":+7", "65536", "localhost:7", "127.0.0.1", "unix:"] {
+            let error = listen_addr(text).expect_err(text);
+            assert!(
+                error.contains("PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH"),
+                "{error}"
+            );
+        }
+    }
+}
