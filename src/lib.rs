@@ -106,6 +106,7 @@ mod event_loop;
 mod executor;
 mod io_error;
 pub mod monitor;
+mod platform;
 mod report;
 mod server;
 pub mod signal;

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use futures_lite::ready;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{RecvFlags, SendFlags, sockopt};
+use rustix::net::{RecvFlags, sockopt};
 use smol::Async;
 
 #[cfg(feature = "testing")]
 use super::pipe::Pipe;
+use crate::platform::{self, send};
 
 /// What carries the bytes. The sockets are those of async-net's streams.
 pub(crate) enum Stream {
@@ -27,11 +28,6 @@ pub(crate) enum Stream {
 fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::empty())?;
     Ok(received)
-}
-
-fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    // Without a SIGPIPE, also for programs that have not turned it off.
-    Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?)
 }
 
 fn is_writable(socket: &impl AsFd) -> bool {
@@ -52,12 +48,7 @@ fn output_state(socket: &impl AsFd) -> PollFlags {
 /// a timer of its own, which is to come first: the kernel does not count a window that opens by less than the next
 /// segment, of up to 64 KiB, and would cut peers that read slowly.
 pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
-    let timeout = timeout.saturating_mul(3);
-    let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-    // The kernel takes no more than an int.
-    // 0 would mean never.
-    let millis = millis.clamp(1, i32::MAX as u32);
-    Ok(sockopt::set_tcp_user_timeout(socket, millis)?)
+    platform::set_user_timeout(socket, timeout.saturating_mul(3))
 }
 
 impl Stream {
@@ -120,8 +111,9 @@ impl Stream {
         if let Stream::Tcp(stream) = self {
             set_user_timeout(stream, patience)?;
             // A socket is writable when a third of its buffer is free, of which the kernel takes what the peer has
-            // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes.
-            sockopt::set_socket_send_buffer_size(stream, 0)?;
+            // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes. Linux makes 4.5 kB
+            // of the 1; other systems refuse a 0.
+            sockopt::set_socket_send_buffer_size(stream, 1)?;
         }
         Ok(())
     }
@@ -150,8 +142,7 @@ impl Stream {
     pub(super) fn reset(&self) {
         // What fails is reset already.
         match self {
-            // Disconnects: the kernel throws away what is unsent, and sends a reset.
-            Stream::Tcp(stream) => drop(rustix::net::connect_unspec(stream)),
+            Stream::Tcp(stream) => platform::reset(stream.get_ref()),
             Stream::Unix(stream) => drop(stream.get_ref().shutdown(Shutdown::Both)),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.reset(),

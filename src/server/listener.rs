@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, sockopt};
 
 use crate::address::Address;
 use crate::connection::set_user_timeout;
 use crate::io_error;
+use crate::platform;
 
 /// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
 /// of 1,000 wait a second, until their SYN is sent again. The system's own limit (somaxconn) holds too.
@@ -56,7 +57,7 @@ impl Listener {
             } else {
                 AddressFamily::INET6
             };
-            let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            let socket = platform::stream_socket(family)?;
             sockopt::set_socket_reuseaddr(&socket, true)?;
             if addr.is_ipv6() {
                 // So that all of IPv4 and all of IPv6 can be listened on side by side, whatever the system's default.
@@ -174,8 +175,8 @@ fn is_stale(path: &Path) -> io::Result<bool> {
         Err(error) => return Err(error),
     }
     // Without waiting: a live server whose backlog is full would let us wait.
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let probe = platform::stream_socket(AddressFamily::UNIX)?;
+    rustix::io::ioctl_fionbio(&probe, true)?;
     match net::connect(&probe, &SocketAddrUnix::new(path)?) {
         Err(error) => Ok(error == Errno::CONNREFUSED),
         Ok(()) => Ok(false),

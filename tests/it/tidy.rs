@@ -103,6 +103,7 @@ fn the_library_neither_prints_nor_ends_the_process_nor_reads_arguments() {
 
 /// The files of the library from the ground up: a file uses what stands above it here, and nothing below.
 const ORDER: &[&str] = &[
+    "platform.rs",
     "io_error.rs",
     "address.rs",
     "report.rs",
