@@ -10,6 +10,7 @@ mod faults;
 mod faulty_pipe;
 mod models;
 mod monitor;
+mod monitor_page;
 mod packaging_texts;
 mod process;
 mod program_signals;
