@@ -118,7 +118,10 @@ mod time;
 
 pub use address::Address;
 pub use connection::{Closing, Connection};
-pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
+// For the program, the tests and the fuzz targets alone: no promise.
+#[doc(hidden)]
+pub use echo::{CHUNK, Framer};
+pub use echo::{Framing, echo, echo_framed};
 pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table, yield_now};
 pub use report::Report;
 pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Server, WhenFull};

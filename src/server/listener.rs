@@ -112,7 +112,8 @@ impl Listener {
         }
     }
 
-    /// The TCP listener inside, if it is one.
+    /// The TCP listener inside, if it is one. For the program alone: no promise.
+    #[doc(hidden)]
     pub fn into_tcp(self) -> Option<TcpListener> {
         match self.socket {
             Socket::Tcp(listener) => Some(listener),

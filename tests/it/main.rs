@@ -14,6 +14,7 @@ mod monitor_page;
 mod packaging_texts;
 mod process;
 mod program_signals;
+mod public_api;
 mod server;
 mod service_unit;
 mod shutdown;

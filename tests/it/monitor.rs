@@ -178,6 +178,15 @@ fn the_program_says_where_its_monitor_listens_and_the_monitor_shows_its_connecti
 }
 
 #[test]
+fn the_program_says_so_when_others_can_read_its_monitor() {
+    let program = Program::start(&["--listen", "127.0.0.1:0", "--monitor", "0.0.0.0:0"]);
+    assert_eq!(
+        program.stderr_line(),
+        "the monitor has no password: anybody who reaches its address can read it"
+    );
+}
+
+#[test]
 fn a_monitor_that_cannot_listen_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();

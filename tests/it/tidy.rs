@@ -32,14 +32,14 @@ fn files(directory: &str, ending: &str) -> Vec<PathBuf> {
 }
 
 /// The files of the library, which are those of src but the program's.
-fn library() -> impl Iterator<Item = PathBuf> {
+pub(crate) fn library() -> impl Iterator<Item = PathBuf> {
     let is_program = |path: &Path| path.starts_with("src/cli") || path.ends_with("main.rs");
     let files = files("src", ".rs").into_iter();
     files.filter(move |path| !is_program(path) && !path.ends_with("cli.rs"))
 }
 
 /// The lines of a file that are no comments, with their numbers.
-fn code(path: &Path) -> Vec<(usize, String)> {
+pub(crate) fn code(path: &Path) -> Vec<(usize, String)> {
     let lines = text(path);
     let lines = lines.lines().zip(1..);
     lines
