@@ -49,6 +49,11 @@ recording:
     cargo build --release --locked --example blocked
     python3 docs/recording/record.py target/release/examples/blocked
 
+# Take docs/recording/monitor.png anew, a picture of the monitor's page: needs python3 and chromium.
+picture:
+    cargo build --release --locked --example blocked
+    python3 docs/recording/page.py target/release/examples/blocked
+
 # Write the man page and the shell completions, or see whether they are up to date: just packaging --check.
 packaging *arguments:
     cargo run --locked --manifest-path packaging/Cargo.toml -- {{arguments}}

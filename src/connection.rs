@@ -31,6 +31,7 @@ use std::time::Duration;
 use futures_lite::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
+use crate::platform;
 
 pub(crate) use link::Link;
 pub(crate) use state::State;
@@ -266,6 +267,7 @@ impl From<async_net::TcpStream> for Connection {
         let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::Tcp);
         stream.set_nodelay(true).ok();
         rustix::net::sockopt::set_socket_oobinline(&stream, true).ok();
+        platform::prevent_sigpipe(&stream).ok();
         Connection::new(Stream::Tcp(stream.into()), peer_addr, Rc::default())
     }
 }
@@ -275,6 +277,7 @@ impl From<async_net::unix::UnixStream> for Connection {
     fn from(stream: async_net::unix::UnixStream) -> Connection {
         let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::from);
         rustix::net::sockopt::set_socket_oobinline(&stream, true).ok();
+        platform::prevent_sigpipe(&stream).ok();
         Connection::new(Stream::Unix(stream.into()), peer_addr, Rc::default())
     }
 }

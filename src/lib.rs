@@ -114,6 +114,7 @@ mod executor;
 pub mod faults;
 mod io_error;
 pub mod monitor;
+mod platform;
 mod report;
 mod server;
 pub mod signal;
@@ -128,7 +129,10 @@ pub use address::Address;
 pub use connection::chunk::Chunk;
 pub use connection::{Closing, Connection};
 pub use copy::{CopyError, Side, copy_both};
-pub use echo::{CHUNK, Framer, Framing, echo, echo_framed};
+// For the program, the tests and the fuzz targets alone: no promise.
+#[doc(hidden)]
+pub use echo::{CHUNK, Framer};
+pub use echo::{Framing, echo, echo_framed};
 pub use endpoint::{Endpoint, ToEndpoint};
 pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table, yield_now};
 pub use report::{LiveReport, Report};

@@ -174,6 +174,9 @@ async fn serve(
     if let Some(monitor) = &monitor {
         output.line(format_args!("monitor on {}", monitor.local_addr()));
         output.flush(PATIENCE);
+        if !monitor.local_addr().ip().is_loopback() {
+            errors.line("the monitor has no password: anybody who reaches its address can read it");
+        }
         let errors = errors.clone();
         tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| errors.line(slow_poll));
     }

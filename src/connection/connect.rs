@@ -11,12 +11,13 @@ use std::time::Duration;
 use std::{cell::RefCell, collections::HashMap};
 
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, sockopt};
 use smol::Async;
 
 use crate::address::Address;
 use crate::endpoint::{Endpoint, ToEndpoint};
 use crate::io_error;
+use crate::platform;
 use crate::time::{self, TimedOut, timeout};
 
 use super::Connection;
@@ -111,8 +112,7 @@ async fn connect_tcp(addr: SocketAddr) -> io::Result<Stream> {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let socket = platform::nonblocking_socket(family)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_oobinline(&socket, true)?;
     match net::connect(&socket, &addr) {
@@ -131,8 +131,7 @@ async fn connect_tcp(addr: SocketAddr) -> io::Result<Stream> {
 }
 
 async fn connect_unix(path: &Path) -> io::Result<Stream> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let socket = platform::nonblocking_socket(AddressFamily::UNIX)?;
     sockopt::set_socket_oobinline(&socket, true).ok();
     let addr = SocketAddrUnix::new(path)?;
     // A Unix socket is connected at once, or the server's queue is full. Of room in it no event tells.

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use futures_lite::ready;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{RecvFlags, SendFlags, sockopt};
+use rustix::net::{RecvFlags, sockopt};
 use smol::Async;
 
 use crate::address::Address;
+use crate::platform::{self, send};
 
 #[cfg(feature = "testing")]
 use super::pipe::Pipe;
@@ -29,11 +30,6 @@ pub(crate) enum Stream {
 fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::empty())?;
     Ok(received)
-}
-
-fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    // Without a SIGPIPE, also for programs that have not turned it off.
-    Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?)
 }
 
 pub(super) fn is_writable(socket: &impl AsFd) -> bool {
@@ -59,11 +55,7 @@ pub(crate) fn user_timeout(timeout: Duration) -> Duration {
 
 /// Has the kernel give up a peer that takes nothing for three times `timeout`.
 pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
-    let millis = u32::try_from(user_timeout(timeout).as_millis()).unwrap_or(u32::MAX);
-    // The kernel takes no more than an int.
-    // 0 would mean never.
-    let millis = millis.clamp(1, i32::MAX as u32);
-    Ok(sockopt::set_tcp_user_timeout(socket, millis)?)
+    platform::set_user_timeout(socket, Some(user_timeout(timeout)))
 }
 
 impl Stream {
@@ -125,7 +117,7 @@ impl Stream {
     pub(super) fn set_user_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match (self, timeout) {
             (Stream::Tcp(stream), Some(timeout)) => set_user_timeout(stream, timeout),
-            (Stream::Tcp(stream), None) => Ok(sockopt::set_tcp_user_timeout(stream, 0)?),
+            (Stream::Tcp(stream), None) => platform::set_user_timeout(stream, None),
             #[cfg(feature = "testing")]
             (Stream::Pipe(pipe), timeout) => {
                 pipe.set_options(None, timeout.map(user_timeout));
@@ -159,8 +151,9 @@ impl Stream {
             Stream::Tcp(stream) => {
                 set_user_timeout(stream, patience)?;
                 // A socket is writable when a third of its buffer is free, of which the kernel takes what the peer has
-                // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes.
-                sockopt::set_socket_send_buffer_size(stream, 0)?;
+                // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes. Linux makes
+                // 4.5 kB of the 1; other systems refuse a 0.
+                sockopt::set_socket_send_buffer_size(stream, 1)?;
             }
             Stream::Unix(_) => {}
             #[cfg(feature = "testing")]
@@ -195,8 +188,7 @@ impl Stream {
     pub(super) fn reset(&self) {
         // What fails is reset already.
         match self {
-            // Disconnects: the kernel throws away what is unsent, and sends a reset.
-            Stream::Tcp(stream) => drop(rustix::net::connect_unspec(stream)),
+            Stream::Tcp(stream) => platform::reset(stream.get_ref()),
             Stream::Unix(stream) => drop(stream.get_ref().shutdown(Shutdown::Both)),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.reset(),

@@ -10,13 +10,20 @@ pub(super) enum Request<'a> {
     Stats,
     Help,
     Quit,
-    Http {
-        path: &'a str,
-    },
+    Http(HttpRequest<'a>),
     /// Text, but none of the above.
     Unknown,
     /// Too long, or no text.
     Refused,
+}
+
+/// The first line of an HTTP request.
+#[derive(Debug, PartialEq)]
+pub(super) struct HttpRequest<'a> {
+    pub(super) method: &'a str,
+    pub(super) path: &'a str,
+    /// Later versions keep the connection open.
+    pub(super) is_1_1: bool,
 }
 
 impl Request<'_> {
@@ -35,14 +42,21 @@ impl Request<'_> {
             "stats" => Request::Stats,
             "help" | "" => Request::Help,
             "quit" => Request::Quit,
-            _ => match text.strip_prefix("GET ") {
-                Some(rest) => Request::Http {
-                    path: rest.split_ascii_whitespace().next().unwrap_or_default(),
-                },
-                None => Request::Unknown,
-            },
+            _ => http(text).map_or(Request::Unknown, Request::Http),
         }
     }
+}
+
+/// A GET may lack its version, as in HTTP 0.9; any other method is known by it.
+fn http(text: &str) -> Option<HttpRequest<'_>> {
+    let mut words = text.split_ascii_whitespace();
+    let (method, path) = (words.next()?, words.next()?);
+    let version = words.next().unwrap_or_default();
+    (method == "GET" || version.starts_with("HTTP/")).then_some(HttpRequest {
+        method,
+        path,
+        is_1_1: version == "HTTP/1.1",
+    })
 }
 
 #[cfg(test)]
@@ -51,17 +65,23 @@ mod tests {
 
     #[test]
     fn a_request_is_a_line_of_text() {
-        let cases: [(&[u8], Request<'_>); 12] = [
+        let http = |method, path, is_1_1| {
+            Request::Http(HttpRequest {
+                method,
+                path,
+                is_1_1,
+            })
+        };
+        let cases: [(&[u8], Request<'_>); 14] = [
             (b"ps\n", Request::Ps),
             (b"  ps \r\n", Request::Ps),
             (b"ps", Request::Ps),
             (b"stats\n", Request::Stats),
             (b"\n", Request::Help),
             (b"quit\n", Request::Quit),
-            (
-                b"GET /metrics HTTP/1.1\r\n",
-                Request::Http { path: "/metrics" },
-            ),
+            (b"GET /metrics HTTP/1.1\r\n", http("GET", "/metrics", true)),
+            (b"GET /\n", http("GET", "/", false)),
+            (b"POST / HTTP/1.0\r\n", http("POST", "/", false)),
             (b"GET \n", Request::Unknown),
             (b"PS\n", Request::Unknown),
             (b"p\x1bs\n", Request::Refused),

@@ -1,7 +1,7 @@
 //! How a server accepts: from which of its listeners, and what the connections are given.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::task::{Context, Poll};
 #[cfg(feature = "testing")]
@@ -13,12 +13,13 @@ use std::{
 };
 
 use rustix::io::Errno;
-use rustix::net::{self, SocketFlags, sockopt};
+use rustix::net::sockopt;
 use smol::Async;
 
 use crate::address::Address;
 #[cfg(feature = "testing")]
 use crate::connection::{pipe::Pipe, user_timeout};
+use crate::platform;
 
 #[cfg(feature = "testing")]
 use super::listener::BACKLOG;
@@ -191,16 +192,13 @@ impl AsyncSocket {
     fn accept(&self, old_queue: Option<&ConnectionOptions>) -> io::Result<Accepted> {
         match self {
             AsyncSocket::Tcp(listener) => {
-                // Nonblocking from the start, which saves a system call over std's accept.
-                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-                let (socket, peer_addr) = net::acceptfrom_with(listener.get_ref(), flags)?;
+                let (socket, peer_addr) = platform::accept(listener.get_ref())?;
                 if let Some(options) = old_queue {
                     // Can fail on a broken socket only, whose next read tells.
                     options.set(&socket).ok();
                 }
-                let peer_addr = peer_addr.and_then(|addr| SocketAddr::try_from(addr).ok());
                 let peer_addr = peer_addr.map_or(Address::Unknown, Address::Tcp);
-                Ok(match Async::new_nonblocking(TcpStream::from(socket)) {
+                Ok(match Async::new_nonblocking(socket) {
                     Ok(stream) => Accepted::Tcp(stream.into(), peer_addr),
                     Err(error) => Accepted::Unwatchable(peer_addr, error),
                 })
@@ -209,6 +207,7 @@ impl AsyncSocket {
                 let (stream, peer_addr) = listener.get_ref().accept()?;
                 let peer_addr = Address::from(peer_addr);
                 sockopt::set_socket_oobinline(&stream, true).ok();
+                platform::prevent_sigpipe(&stream).ok();
                 Ok(match Async::new(stream) {
                     Ok(stream) => Accepted::Unix(stream.into(), peer_addr),
                     Err(error) => Accepted::Unwatchable(peer_addr, error),
@@ -246,13 +245,13 @@ impl AcceptError {
                 | Errno::INTR
                 | Errno::NETDOWN
                 | Errno::NETUNREACH
-                | Errno::NONET
                 | Errno::HOSTDOWN
                 | Errno::HOSTUNREACH
                 | Errno::NOPROTOOPT
                 | Errno::CONNRESET
                 | Errno::TIMEDOUT,
             ) => AcceptError::Connection,
+            Some(errno) if platform::is_network_error(errno) => AcceptError::Connection,
             _ => AcceptError::Listener,
         }
     }

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, sockopt};
 use rustix::process::{Resource, getrlimit};
 
 use crate::address::Address;
 use crate::connection::set_user_timeout;
 use crate::endpoint::Endpoint;
 use crate::io_error;
+use crate::platform;
 
 /// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
 /// of 1,000 wait a second, until their SYN is sent again. The system's own limit (somaxconn) holds too.
@@ -61,7 +62,7 @@ impl Listener {
             } else {
                 AddressFamily::INET6
             };
-            let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            let socket = platform::stream_socket(family)?;
             sockopt::set_socket_reuseaddr(&socket, true)?;
             if addr.is_ipv6() {
                 // So that all of IPv4 and all of IPv6 can be listened on side by side, whatever the system's default.
@@ -136,7 +137,8 @@ impl Listener {
         }
     }
 
-    /// The TCP listener inside, if it is one.
+    /// The TCP listener inside, if it is one. For the program alone: no promise.
+    #[doc(hidden)]
     pub fn into_tcp(self) -> Option<TcpListener> {
         match self.socket {
             Socket::Tcp(listener) => Some(listener),
@@ -221,8 +223,8 @@ fn is_stale(path: &Path) -> io::Result<bool> {
         Err(error) => return Err(error),
     }
     // Without waiting: a live server whose backlog is full would let us wait.
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let probe = platform::stream_socket(AddressFamily::UNIX)?;
+    rustix::io::ioctl_fionbio(&probe, true)?;
     match net::connect(&probe, &SocketAddrUnix::new(path)?) {
         Err(error) => Ok(error == Errno::CONNREFUSED),
         Ok(()) => Ok(false),

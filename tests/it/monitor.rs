@@ -27,15 +27,15 @@ use crate::support::{
 };
 
 /// A loop with a monitor, in a thread of its own.
-struct Monitored {
-    addr: SocketAddr,
+pub(crate) struct Monitored {
+    pub(crate) addr: SocketAddr,
     end: channel::Sender<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Monitored {
     /// Runs `main`, and then goes on until this is dropped. Returns when `main` has ended.
-    fn start(main: impl AsyncFnOnce() + Send + 'static) -> Monitored {
+    pub(crate) fn start(main: impl AsyncFnOnce() + Send + 'static) -> Monitored {
         let (end, has_ended) = channel::bounded::<()>(1);
         let (tell_addr, addr) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -178,6 +178,15 @@ fn the_program_says_where_its_monitor_listens_and_the_monitor_shows_its_connecti
 }
 
 #[test]
+fn the_program_says_so_when_others_can_read_its_monitor() {
+    let program = Program::start(&["--listen", "127.0.0.1:0", "--monitor", "0.0.0.0:0"]);
+    assert_eq!(
+        program.stderr_line(),
+        "the monitor has no password: anybody who reaches its address can read it"
+    );
+}
+
+#[test]
 fn a_monitor_that_cannot_listen_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();
@@ -257,7 +266,7 @@ fn what_is_no_short_line_of_text_is_refused_and_closed() {
 }
 
 #[test]
-fn at_most_eight_are_connected_and_a_place_that_is_left_is_free() {
+fn at_most_eight_are_connected_and_the_one_that_has_been_silent_longest_gives_way() {
     let monitored = Monitored::start(async || {});
     let is_answered = |mut stream: &TcpStream| {
         stream.write_all(b"stats\n").is_ok()
@@ -265,29 +274,25 @@ fn at_most_eight_are_connected_and_a_place_that_is_left_is_free() {
                 .read_line(&mut String::new())
                 .is_ok_and(|length| length > 0)
     };
-    let mut streams: Vec<TcpStream> = (0..8).map(|_| connect(monitored.addr)).collect();
-    assert!(streams.iter().all(is_answered));
-    for _ in 0..3 {
-        assert!(
-            !is_answered(&connect(monitored.addr)),
-            "the ninth is closed"
-        );
-    }
-    assert!(streams.iter().all(is_answered));
-    let mut left = streams.pop().unwrap();
-    left.write_all(b"quit\n").unwrap();
-    assert_eq!(read_to_end(&left), b"");
-    // Its thread frees the place a moment later.
-    let start = Instant::now();
-    while !is_answered(&connect(monitored.addr)) {
-        assert!(start.elapsed() < DEADLINE);
-    }
+    let streams: Vec<TcpStream> = (0..8).map(|_| connect(monitored.addr)).collect();
+    // The first has spoken last.
+    assert!(streams.iter().rev().all(is_answered));
+    let ninth = connect(monitored.addr);
+    assert!(is_answered(&ninth));
+    assert_eq!((&streams[7]).read(&mut [0]).unwrap(), 0, "gave way");
+    assert!(streams[..7].iter().all(is_answered));
+    // A place that is left is free: nobody has to give way.
+    (&ninth).write_all(b"quit\n").unwrap();
+    assert_eq!(read_to_end(&ninth), b"");
+    assert!(is_answered(&connect(monitored.addr)));
+    assert!(streams[1..7].iter().all(is_answered));
 }
 
 /// Sends an HTTP request, and returns the status line, the headers and the body.
-fn get(addr: SocketAddr, request: &str) -> (String, HashMap<String, String>, String) {
+pub(crate) fn get(addr: SocketAddr, request: &str) -> (String, HashMap<String, String>, String) {
     let mut stream = connect(addr);
     stream.write_all(request.as_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
     let answer = String::from_utf8(read_to_end(&stream)).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let (status, headers) = head.split_once("\r\n").unwrap();
@@ -317,7 +322,7 @@ fn metrics_are_in_the_text_format_of_prometheus() {
         monitored.addr,
         "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n",
     );
-    assert_eq!(status, "HTTP/1.0 200 OK");
+    assert_eq!(status, "HTTP/1.1 200 OK");
     assert_eq!(
         headers["content-type"],
         "text/plain; version=0.0.4; charset=utf-8"
@@ -376,16 +381,16 @@ fn headers_that_fill_many_reads_do_not_cost_the_answer() {
     let monitored = Monitored::start(async || {});
     let cookie = "x".repeat(12_000);
     let request = format!("GET /metrics HTTP/1.1\r\nCookie: {cookie}\r\n\r\n");
-    assert_eq!(get(monitored.addr, &request).0, "HTTP/1.0 200 OK");
+    assert_eq!(get(monitored.addr, &request).0, "HTTP/1.1 200 OK");
 }
 
 #[test]
 fn any_other_page_is_not_found() {
     let monitored = Monitored::start(async || {});
-    for path in ["/", "/metrics/", "/favicon.ico", "metrics"] {
+    for path in ["/page.html", "/metrics/", "/favicon.ico", "metrics"] {
         let (status, _, body) = get(monitored.addr, &format!("GET {path} HTTP/1.0\r\n\r\n"));
-        assert_eq!(status, "HTTP/1.0 404 Not Found");
-        assert_eq!(body, "the only page is /metrics\n");
+        assert_eq!(status, "HTTP/1.1 404 Not Found");
+        assert_eq!(body, "there are /, /tasks.json, /stats.json and /metrics\n");
     }
 }
 
@@ -446,7 +451,7 @@ fn a_task_that_blocks_the_loop_is_shown_while_it_does() {
         assert!(start.elapsed() < DEADLINE);
     }
     let (status, ..) = get(monitored.addr, "GET /metrics HTTP/1.1\r\n\r\n");
-    assert_eq!(status, "HTTP/1.0 200 OK");
+    assert_eq!(status, "HTTP/1.1 200 OK");
     release.send(()).unwrap();
     monitored.ps_until("bystander", |line| {
         line["STATE"] != "ready" || line["POLLS"] != waits["POLLS"]
