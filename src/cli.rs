@@ -3,6 +3,7 @@
 pub(crate) mod args;
 pub(crate) mod faulty;
 pub(crate) mod listen;
+pub(crate) mod log;
 pub(crate) mod models;
 pub(crate) mod output;
 pub(crate) mod values;

@@ -95,10 +95,9 @@ fn port(text: &str) -> Option<u16> {
 
 fn name_and_port(text: &str) -> Option<Endpoint> {
     let (name, digits) = text.rsplit_once(':')?;
-    let is_name = !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    // Digits and dots alone are an IP address with a mistake.
+    let is_name = name.bytes().all(is_of_name) && name.bytes().any(|b| b.is_ascii_alphabetic());
     Some(Endpoint::Name(name.to_owned(), port(digits)?)).filter(|_| is_name)
 }
 

@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tinyloop::signal::{self, Signal};
-use tinyloop::{Address, Event, EventLoop, Listener, Report, SLOW_POLL, Server};
+use tinyloop::{Event, EventLoop, Listener, Report, SLOW_POLL, Server};
 
 use cli::args::{Early, Options};
 use cli::faulty::{self, Fates};
 use cli::listen::{self, listen};
+use cli::log::Log;
 use cli::models::{self, Echo};
 use cli::output::{self, Output};
-use cli::values::Model;
+use cli::values::{LogFormat, Model};
 
 /// How long to wait for a reader of our output, when the server starts and when it ends.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -82,16 +83,15 @@ fn run(options: Options) -> io::Result<()> {
 
     match options.model {
         Model::Async => {
-            let server = serve(
-                options,
-                listeners,
-                shutdown,
-                max_descriptors,
-                &output,
-                &errors,
-            );
+            let log = Log {
+                format: options.log.unwrap_or(LogFormat::Text),
+                timestamps: options.timestamps,
+                output: output.clone(),
+                errors: errors.clone(),
+            };
+            let server = serve(options, listeners, shutdown, max_descriptors, &log);
             let report = event_loop.run(server)?;
-            errors.line(report);
+            log.report(&report);
         }
         Model::Threaded | Model::Sequential => {
             start_model(options, listeners, &output)?;
@@ -124,19 +124,16 @@ async fn serve(
     listeners: Vec<Listener>,
     shutdown: impl Future<Output = ()> + 'static,
     max_descriptors: u64,
-    output: &Output,
-    errors: &Output,
+    log: &Log,
 ) -> io::Result<Report> {
     let monitor = options.monitor.map(listen::monitor).transpose()?;
     let room = max_descriptors.saturating_sub(OTHER_DESCRIPTORS);
     let default_max = room.clamp(1, MAX_CONNECTIONS) as usize;
     let plan = faulty::plan(options.fault, options.seed);
-    let fault_line = plan
-        .as_ref()
-        .map(|plan| format!("misbehaving on purpose: {plan}"));
+    let faults = plan.as_ref().map(ToString::to_string);
     let fates = plan.map(Fates::new);
     let observed = fates.clone();
-    let (quiet, lines, error_lines) = (options.quiet, output.clone(), errors.clone());
+    let (quiet, events) = (options.quiet, log.clone());
     let mut server = Server::from_listeners(listeners)?
         .max_connections(options.max_connections.unwrap_or(default_max))
         .when_full(options.when_full.unwrap_or_default())
@@ -152,34 +149,30 @@ async fn serve(
                 // Was told before.
                 Event::Listening { .. } => {}
                 // By a signal, and once.
-                Event::Draining { .. } => error_lines.line(event),
+                Event::Draining { .. } => events.event(event, None),
                 // By clients.
                 _ if quiet => {}
-                Event::Connected { .. } | Event::Closed { .. } => match fate {
-                    Some(fate) => lines.line(format_args!("{event}, {fate}")),
-                    None => lines.line(event),
-                },
-                _ => error_lines.line(event),
+                _ => events.event(event, fate),
             }
         });
     if let Some(timeout) = options.idle_timeout {
         server = server.idle_timeout(timeout);
     }
     check_room()?;
-    announce(server.local_addrs(), output);
-    if let Some(line) = fault_line {
-        output.line(line);
-        output.flush(PATIENCE);
+    log.listening(server.local_addrs(), PATIENCE);
+    if let Some(faults) = faults {
+        log.notice("faults", "misbehaving on purpose:", faults);
     }
     if let Some(monitor) = &monitor {
-        output.line(format_args!("monitor on {}", monitor.local_addr()));
-        output.flush(PATIENCE);
-        if !monitor.local_addr().ip().is_loopback() {
-            errors.line("the monitor has no password: anybody who reaches its address can read it");
+        let addr = monitor.local_addr();
+        log.notice("monitor", "monitor on", addr);
+        if !addr.ip().is_loopback() {
+            log.warning("the monitor has no password: anybody who reaches its address can read it");
         }
-        let errors = errors.clone();
-        tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| errors.line(slow_poll));
+        let log = log.clone();
+        tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| log.slow_poll(slow_poll));
     }
+    log.output.flush(PATIENCE);
     // For all connections and as long as the process.
     static PREFIX: OnceLock<String> = OnceLock::new();
     let prefix = PREFIX.get_or_init(|| options.prefix).as_bytes();
@@ -211,14 +204,6 @@ fn check_room() -> io::Result<()> {
         .map_err(explain)
 }
 
-/// Says where we listen, before anybody is served.
-fn announce(addrs: &[Address], output: &Output) {
-    for addr in addrs {
-        output.line(format_args!("listening on {addr}"));
-    }
-    output.flush(PATIENCE);
-}
-
 /// Starts one of the other two models, in threads of its own.
 fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> io::Result<()> {
     let addrs = listeners
@@ -239,7 +224,10 @@ fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> i
         _ => models::serve_in_threads(listeners, echo)?,
     };
     check_room()?;
-    announce(&addrs, output);
+    for addr in addrs {
+        output.line(format_args!("listening on {addr}"));
+    }
+    output.flush(PATIENCE);
     begin.wait();
     Ok(())
 }

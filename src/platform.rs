@@ -8,6 +8,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SendFlags, SocketType};
 
+/// The longest path of a Unix socket, in bytes.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) const UNIX_PATH_MAX: usize = 107;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) const UNIX_PATH_MAX: usize = 103;
+
 /// A stream socket that no other program inherits.
 pub(crate) fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     socket(family, false)

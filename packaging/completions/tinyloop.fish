@@ -13,5 +13,7 @@ complete -c tinyloop -l drain -x -d 'how long open connections may go on after S
 complete -c tinyloop -l monitor -x -d 'serve the task table and the counters there, for nc and Prometheus'
 complete -c tinyloop -l fault -x -a 'delay=50ms..200ms rate=10kB slice=1..7/10ms close-after=5000 reset-after=5000 silent-after=5000 stall-after=5000 close-delay=2s refuse corrupt=1' -d 'misbehave on purpose, for tests of clients'
 complete -c tinyloop -l seed -x -d 'what the faults are drawn from'
+complete -c tinyloop -l log -x -a 'text json' -d 'what the lines on stdout are'
+complete -c tinyloop -l timestamps -d 'put the time before each line of text'
 complete -c tinyloop -s q -l quiet -d 'print no line for each connection'
 complete -c tinyloop -l version -d 'print the version'

@@ -98,6 +98,7 @@ impl From<&FlagInfo<'static>> for Choice {
                 "--model" => names(&values::MODELS),
                 "--framing" => names(&values::FRAMINGS),
                 "--when-full" => names(&values::WHEN_FULL),
+                "--log" => names(&values::LOG_FORMATS),
                 "--fault" => tinyloop::faults::EXAMPLES.to_vec(),
                 _ => Vec::new(),
             },

@@ -9,19 +9,23 @@ use tinyloop::faults::Fault;
 use tinyloop::{Endpoint, Framing, WhenFull};
 
 use super::values::{
-    Model, connections, framing, listen_addr, model, monitor, prefix, seconds, seed, when_full,
+    LogFormat, Model, connections, framing, log_format, model, monitor, prefix, seconds, seed,
+    when_full,
 };
 
 /// What stands before each chunk of a reply, if nothing else was chosen.
 const PREFIX: &str = "Got: ";
 
+/// How much of a word stands in an error, in characters.
+const WORD_MAX: usize = 60;
+
 /// An echo server: it answers every chunk that it receives with a prefix and the chunk.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(help_triggers("-h", "--help"))]
 pub(crate) struct Options {
-    /// where to listen: PORT (loopback), :PORT (all interfaces), IP:PORT, [IP6]:PORT or unix:PATH; repeatable
-    /// (default 25000)
-    #[argh(option, short = 'l', arg_name = "addr", from_str_fn(listen_addr))]
+    /// where to listen: PORT (loopback), :PORT (all interfaces), IP:PORT, NAME:PORT or unix:PATH; repeatable (default
+    /// 25000)
+    #[argh(option, short = 'l', arg_name = "addr")]
     pub(crate) listen: Vec<Endpoint>,
 
     /// what stands before each chunk of a reply, up to 1,024 bytes (default "Got: ")
@@ -73,6 +77,14 @@ pub(crate) struct Options {
     /// what the faults are drawn from: the same number brings the same faults (default: drawn and printed)
     #[argh(option, arg_name = "n", from_str_fn(seed))]
     pub(crate) seed: Option<u64>,
+
+    /// what the lines on stdout are: text (default) or json, with an object for each event
+    #[argh(option, from_str_fn(log_format))]
+    pub(crate) log: Option<LogFormat>,
+
+    /// put the time before each line of text
+    #[argh(switch)]
+    pub(crate) timestamps: bool,
 
     /// print no line for each connection
     #[argh(switch, short = 'q')]
@@ -139,6 +151,8 @@ impl Options {
             ("--drain", self.drain.is_some()),
             ("--monitor", self.monitor.is_some()),
             ("--fault", !self.fault.is_empty()),
+            ("--log", self.log.is_some()),
+            ("--timestamps", self.timestamps),
         ];
         match for_async.iter().find(|(_, given)| *given) {
             Some((option, _)) if self.model != Model::Async => Err(Early::Usage(format!(
@@ -175,9 +189,33 @@ fn split_values(args: Vec<String>) -> Vec<String> {
     split
 }
 
+/// Says what argh says in one line, without what is long in it, and with a guess at what was meant.
 fn on_one_line(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{line}; see tinyloop --help")
+    let words: Vec<String> = text.split_whitespace().map(shortened).collect();
+    let line = words.join(" ");
+    let unknown = line.strip_prefix("Unrecognized argument: ");
+    match unknown.and_then(meant) {
+        Some(option) => format!("{line}; did you mean {option}?"),
+        None => format!("{line}; see tinyloop --help"),
+    }
+}
+
+/// A word, or its beginning if it is long.
+fn shortened(word: &str) -> String {
+    match word.char_indices().nth(WORD_MAX) {
+        Some((end, _)) => format!("{}…", &word[..end]),
+        None => word.to_owned(),
+    }
+}
+
+/// The option that is most like a word that is none.
+fn meant(word: &str) -> Option<&'static str> {
+    let word = word.split('=').next().unwrap_or_default();
+    let likeness = |option: &str| strsim::jaro_winkler(word, option);
+    let flags = Options::get_args_info().flags;
+    let options = flags.iter().map(|flag| (likeness(flag.long), flag.long));
+    let (likeness, option) = options.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (word.starts_with("--") && likeness > 0.85).then_some(option)
 }
 
 #[cfg(test)]

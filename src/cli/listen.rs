@@ -2,13 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 
 use tinyloop::monitor::{self, Monitor};
 use tinyloop::{Endpoint, Listener};
-
-/// The longest path of a Unix socket, in bytes.
-const PATH_MAX: usize = 107;
 
 /// Listens on all of `endpoints`, in their order.
 pub(crate) fn listen(endpoints: &[Endpoint]) -> io::Result<Vec<Listener>> {
@@ -17,9 +13,9 @@ pub(crate) fn listen(endpoints: &[Endpoint]) -> io::Result<Vec<Listener>> {
         let bound = Listener::bind_endpoint(endpoint);
         listeners.extend(bound.map_err(|error| {
             let advice = match endpoint {
-                Endpoint::Unix(path) => advice_on_path(path, error.kind()),
+                Endpoint::Unix(_) => advice_on_path(error.kind()),
                 Endpoint::Ip(addrs) => advice(addrs[0], "--listen", error.kind()),
-                // Of the addresses that a port alone means, any.
+                // Of the addresses that a port or a name means, any.
                 _ => advice(([127, 0, 0, 1], 0).into(), "--listen", error.kind()),
             };
             with_advice(error, advice)
@@ -63,7 +59,7 @@ fn advice(addr: SocketAddr, option: &str, error: io::ErrorKind) -> Option<String
 }
 
 /// What to do about an error of a Unix socket's path.
-fn advice_on_path(path: &Path, error: io::ErrorKind) -> Option<String> {
+fn advice_on_path(error: io::ErrorKind) -> Option<String> {
     let advice = match error {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "choose a path that you may write to"
@@ -71,13 +67,6 @@ fn advice_on_path(path: &Path, error: io::ErrorKind) -> Option<String> {
         io::ErrorKind::AddrInUse => "another server uses it; choose another path",
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => {
             "choose another path"
-        }
-        // It is not the system that says so: the path does not fit into an address.
-        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidFilename => {
-            let length = path.as_os_str().len();
-            return Some(format!(
-                "a path has at most {PATH_MAX} bytes, this one {length}"
-            ));
         }
         _ => return None,
     };

@@ -19,6 +19,9 @@ pub(crate) const FRAMINGS: [(&str, Framing); 2] =
 pub(crate) const WHEN_FULL: [(&str, WhenFull); 2] =
     [("wait", WhenFull::Wait), ("reject", WhenFull::Reject)];
 
+pub(crate) const LOG_FORMATS: [(&str, LogFormat); 2] =
+    [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
 /// How connections are served.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Model {
@@ -27,13 +30,11 @@ pub(crate) enum Model {
     Sequential,
 }
 
-/// Where to listen: what the library takes, but for names.
-pub(super) fn listen_addr(text: &str) -> Result<Endpoint, String> {
-    let endpoint = text.parse().ok();
-    let endpoint = endpoint.filter(|endpoint| !matches!(endpoint, Endpoint::Name(..)));
-    endpoint.ok_or_else(|| {
-        "expected PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH, with a port up to 65535".to_owned()
-    })
+/// What the lines of the program look like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
 }
 
 pub(super) fn monitor(text: &str) -> Result<SocketAddr, String> {
@@ -63,6 +64,10 @@ pub(super) fn framing(text: &str) -> Result<Framing, String> {
 
 pub(super) fn when_full(text: &str) -> Result<WhenFull, String> {
     one_of(text, &WHEN_FULL)
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    one_of(text, &LOG_FORMATS)
 }
 
 pub(super) fn connections(text: &str) -> Result<usize, String> {
@@ -96,36 +101,4 @@ fn one_of<T: Copy>(text: &str, values: &[(&str, T)]) -> Result<T, String> {
         let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
         format!("expected {}", names.join(" or "))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_has_one_of_five_forms() {
-        let ip = |text: &str| Endpoint::Ip(vec![text.parse().unwrap()]);
-        let forms = [
-            ("25000", Endpoint::Loopback(25000)),
-            (":25000", Endpoint::All(25000)),
-            ("0", Endpoint::Loopback(0)),
-            ("127.0.0.2:7", ip("127.0.0.2:7")),
-            ("[::1]:7", ip("[::1]:7")),
-            (
-                "unix:/run/echo.sock",
-                Endpoint::Unix("/run/echo.sock".into()),
-            ),
-        ];
-        for (text, addr) in forms {
-            assert_eq!(listen_addr(text), Ok(addr), "{text}");
-        }
-        // The library's own tests have more that is no address.
-        for text in ["", ":+7", "65536", "localhost:7", "127.0.0.1", "unix:"] {
-            let error = listen_addr(text).expect_err(text);
-            assert!(
-                error.contains("PORT, :PORT, IP:PORT, [IP6]:PORT or unix:PATH"),
-                "{error}"
-            );
-        }
-    }
 }

@@ -88,6 +88,15 @@ impl Listener {
     /// `cannot listen on unix:PATH: …`, with the system's kind, such as `AddrInUse`.
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref();
+        if matches!(SocketAddrUnix::new(path), Err(Errno::NAMETOOLONG)) {
+            let (length, most) = (path.as_os_str().len(), platform::UNIX_PATH_MAX);
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidFilename,
+                format!(
+                    "cannot listen on a Unix socket: its path has {length} bytes, and may have {most} at most"
+                ),
+            ));
+        }
         let listen = || {
             // Until we listen. Others would take our socket for one that nobody listens on any more.
             let _lock = lock_folder(path);
@@ -119,7 +128,11 @@ impl Listener {
                 let addrs = (name.as_str(), *port).to_socket_addrs();
                 let unknown =
                     |error| io_error::explain(format_args!("cannot listen on {endpoint}"), &error);
-                addrs.map_err(unknown)?.map(Listener::bind).collect()
+                let mut addrs: Vec<SocketAddr> = addrs.map_err(unknown)?.collect();
+                // Some systems' tables of names have an address twice.
+                addrs.sort();
+                addrs.dedup();
+                addrs.into_iter().map(Listener::bind).collect()
             }
             Endpoint::Unix(path) => Listener::bind_unix(path).map(|listener| vec![listener]),
         }

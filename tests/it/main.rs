@@ -12,6 +12,7 @@ mod faults;
 mod faults_on_purpose;
 mod faulty_pipe;
 mod http;
+mod log;
 mod models;
 mod monitor;
 mod monitor_page;
