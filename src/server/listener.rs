@@ -88,8 +88,8 @@ impl Listener {
     /// `cannot listen on unix:PATH: …`, with the system's kind, such as `AddrInUse`.
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref();
-        if matches!(SocketAddrUnix::new(path), Err(Errno::NAMETOOLONG)) {
-            let (length, most) = (path.as_os_str().len(), platform::UNIX_PATH_MAX);
+        let (length, most) = (path.as_os_str().len(), platform::UNIX_PATH_MAX);
+        if length > most {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidFilename,
                 format!(
