@@ -9,20 +9,29 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../src/cli/args.rs"]
 #[allow(dead_code)] // The other options are for the program.
 mod args;
+#[path = "../../src/cli/values.rs"]
+#[allow(dead_code)]
+mod values;
 
-use args::{Early, Options, listen_addr};
+use args::{Early, Options};
 use tinyloop::Endpoint;
 
 fuzz_target!(|text: &str| {
-    let addr = listen_addr(text);
+    let addr = text.parse::<Endpoint>();
     if let Ok(addr) = &addr {
-        assert_eq!(listen_addr(&print(addr)).as_ref(), Ok(addr));
+        assert_eq!(print(addr).parse::<Endpoint>().ok().as_ref(), Some(addr));
     }
     // A port is digits, and what they say: no sign, no space, nothing above 65535.
     if let Some(digits) = text.strip_prefix(':') {
-        assert_eq!(addr.clone().ok(), value(digits).map(Endpoint::All));
+        assert_eq!(
+            addr.as_ref().ok().cloned(),
+            value(digits).map(Endpoint::All)
+        );
     } else if !text.contains(':') {
-        assert_eq!(addr.clone().ok(), value(text).map(Endpoint::Loopback));
+        assert_eq!(
+            addr.as_ref().ok().cloned(),
+            value(text).map(Endpoint::Loopback)
+        );
     }
 
     let command_lines = [vec!["--listen", text], vec!["-l", text]];
@@ -56,6 +65,7 @@ fn print(addr: &Endpoint) -> String {
         Endpoint::Loopback(port) => port.to_string(),
         Endpoint::All(port) => format!(":{port}"),
         Endpoint::Ip(addrs) => addrs[0].to_string(),
+        Endpoint::Name(name, port) => format!("{name}:{port}"),
         Endpoint::Unix(path) => format!("unix:{}", path.display()),
         _ => unreachable!("the program takes no other"),
     }

@@ -44,7 +44,9 @@ fn expected(line: &[u8]) -> Request<'_> {
         ["help"] | [] => Request::Help,
         ["quit"] => Request::Quit,
         ["GET", path, ..] => http("GET", path, words.get(2)),
-        [method, path, version, ..] if version.starts_with("HTTP/") => http(method, path, Some(&version)),
+        [method, path, version, ..] if version.starts_with("HTTP/") => {
+            http(method, path, Some(&version))
+        }
         _ => Request::Unknown,
     }
 }
