@@ -11,7 +11,9 @@ use rustix::process::Signal;
 use tinyloop::testing::{Faults, for_each_seed, pipe, server_at};
 use tinyloop::{Connection, EventLoop, Side, copy_both, sleep, spawn, timeout};
 
-use crate::support::{DEADLINE, Program, connect, read_to_end, read_to_reset, run_on_test_clock};
+use crate::support::{
+    DEADLINE, Program, connect, connect_to_reset, read_to_end, read_to_reset, run_on_test_clock,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -334,8 +336,7 @@ fn a_client_of_a_forwarder_whose_server_is_not_there_is_reset() {
     let addr = upstream.local_addr().unwrap();
     drop(upstream);
     let forwarder = forwarder(addr);
-    let client = connect(forwarder.addr());
-    read_to_reset(&client);
+    connect_to_reset(forwarder.addr());
     let (_, stderr) = forwarder.stop();
     assert!(stderr[0].contains("failed 1, "), "{stderr:?}");
 }

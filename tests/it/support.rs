@@ -72,6 +72,17 @@ pub(crate) fn read_to_reset(mut stream: &TcpStream) -> Vec<u8> {
     bytes
 }
 
+/// Connects to a server that resets the connection before its first byte, perhaps before the connect returns.
+pub(crate) fn connect_to_reset(addr: SocketAddr) {
+    match TcpStream::connect_timeout(&addr, DEADLINE) {
+        Ok(client) => {
+            client.set_read_timeout(Some(DEADLINE)).unwrap();
+            assert_eq!(read_to_reset(&client), b"");
+        }
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
+}
+
 /// Half-closes, and reads until the other side has closed, too. Returns what it read.
 pub(crate) fn hang_up(stream: TcpStream) -> Vec<u8> {
     stream.shutdown(Shutdown::Write).unwrap();

@@ -11,7 +11,8 @@ use rustix::process::Signal;
 
 use super::plan;
 use crate::support::{
-    DEADLINE, Program, ask, connect, exchange, hang_up, read_to_end, read_to_reset,
+    DEADLINE, Program, ask, connect, connect_to_reset, exchange, hang_up, read_to_end,
+    read_to_reset,
 };
 
 /// Runs the program with these arguments. Returns what it says of its faults, too.
@@ -104,11 +105,7 @@ fn a_peer_sees_an_orderly_close_after_its_bytes() {
 #[test]
 fn a_peer_sees_a_reset_at_once_when_it_is_refused() {
     let (program, _) = start(&["--fault", "refuse"]);
-    // The reset may be there before the connect returns.
-    match TcpStream::connect(program.addr()) {
-        Ok(client) => assert_eq!(read_to_reset(&client), b""),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-    }
+    connect_to_reset(program.addr());
     assert!(program.stdout_line().ends_with(", #1 fault refuse"));
     let closed = program.stdout_line();
     assert!(closed.contains("bytes in 0, bytes out 0, "), "{closed}");
