@@ -12,7 +12,7 @@ use tinyloop::testing::{Faults, for_each_seed, pipe, server_at};
 use tinyloop::{Connection, EventLoop, Side, copy_both, sleep, spawn, timeout};
 
 use crate::support::{
-    DEADLINE, Program, connect, connect_to_reset, read_to_end, read_to_reset, run_on_test_clock,
+    DEADLINE, Program, connect_to_reset, read_to_end, read_to_reset, run_on_test_clock,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
