@@ -186,6 +186,9 @@ impl<H> Served<H> {
             return;
         }
         let timed_out = matches!(self.link.state(), State::Idle | State::Stalled);
+        // Its handler has failed, and its peer has time to read what was written: see `give_time`.
+        let has_time =
+            self.link.state() == State::Idle && matches!(outcome, Outcome::Returned(Err(_)));
         let (reason, panic) = match outcome {
             Outcome::Cancelled => (CloseReason::Aborted, None),
             Outcome::Abandoned => (CloseReason::TimedOut, None),
@@ -202,7 +205,7 @@ impl<H> Served<H> {
             }
             Outcome::Returned(Err(error)) => (CloseReason::Failed(error), None),
         };
-        if !matches!(reason, CloseReason::Completed | CloseReason::Failed(_)) {
+        if !has_time && !matches!(reason, CloseReason::Completed | CloseReason::Failed(_)) {
             self.link.reset();
         }
         // Whoever has got the connection from its handler may hold it for longer.

@@ -146,23 +146,31 @@ pub(super) async fn linger(link: &Link, stay: &Stay, has_all: bool) {
     .await;
 }
 
-/// Gives the peer of a handler that failed a moment to read what was written. Then the connection is to be reset, so that
-/// nobody takes a part for the whole.
+/// Gives the peer of a handler that failed a moment to read what was written. After an idle timeout the peer may be a slow
+/// reader, for whom the kernel holds the end of a reply: it has as long as it goes on reading. Then the connection is to
+/// be reset, so that nobody takes a part for the whole.
 pub(super) async fn give_time(link: &Link, stay: &Stay) {
     if link.state() == State::Broken || link.traffic().bytes_out == 0 {
         return;
     }
-    link.prepare_end(PATIENCE_AFTER_ERROR);
-    let mut input = Input::new(INPUT_MAX_AFTER_ERROR);
-    // A peer that was silent for the idle timeout has had its time.
     let was_idle = link.state() == State::Idle;
-    let over = poll_fn(|cx| match input.poll_drop(link, cx) {
-        Poll::Ready(Ok(())) => link.poll_taken(cx).map(drop),
-        Poll::Pending if was_idle => link.poll_taken(cx).map(drop),
-        Poll::Ready(Err(_)) => Poll::Ready(()),
-        Poll::Pending => stay.poll_over(cx),
+    let (patience, limit) = match was_idle {
+        true => (patience(link), Duration::MAX),
+        false => (PATIENCE_AFTER_ERROR, PATIENCE_AFTER_ERROR),
+    };
+    link.prepare_end(patience);
+    let mut input = Input::new(INPUT_MAX_AFTER_ERROR);
+    let over = poll_fn(|cx| {
+        if stay.poll_over(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match input.poll_drop(link, cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Pending if !was_idle => Poll::Pending,
+            _ => link.poll_taken(cx).map(drop),
+        }
     });
-    timeout(PATIENCE_AFTER_ERROR, over).await.ok();
+    timeout(limit, over).await.ok();
 }
 
 fn patience(link: &Link) -> Duration {
