@@ -81,7 +81,7 @@ impl FromStr for Endpoint {
         endpoint.ok_or_else(|| {
             let forms = "PORT, :PORT, IP:PORT, [IP6]:PORT, NAME:PORT or unix:PATH";
             let error =
-                format!("{text:?} is no address: expected {forms}, with a port up to 65535");
+                format!("{text:?} is not an address: expected {forms}, with a port up to 65535");
             io::Error::new(io::ErrorKind::InvalidInput, error)
         })
     }
@@ -254,7 +254,7 @@ mod tests {
         ] {
             let error = text.parse::<Endpoint>().expect_err(text);
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-            let words = format!("{text:?} is no address: expected PORT, ");
+            let words = format!("{text:?} is not an address: expected PORT, ");
             assert!(error.to_string().starts_with(&words), "{error}");
         }
     }

@@ -153,14 +153,14 @@ impl FromStr for Fault {
 fn expected(name: &str) -> String {
     let what = match name {
         "delay" | "close-delay" => "a time with its unit, or a range: NAME=100ms, NAME=0.5s..2s",
-        "rate" => "bytes a second, from 1 on, or a range: NAME=5000, NAME=10kB, NAME=1MiB..2MiB",
-        "slice" => "bytes from 1 on, or a range, and a pause: NAME=5, NAME=1..7, NAME=1..7/10ms",
+        "rate" => "bytes a second, at least 1, or a range: NAME=5000, NAME=10kB, NAME=1MiB..2MiB",
+        "slice" => "at least 1 byte, or a range, and a pause: NAME=5, NAME=1..7, NAME=1..7/10ms",
         "close-after" | "reset-after" | "silent-after" | "stall-after" => {
             "bytes of replies, or a range: NAME=5000, NAME=10kB, NAME=1kB..64KiB"
         }
         "refuse" => "NAME alone, without a value",
         "corrupt" => "bytes in a thousand, up to 1000, or a range: NAME=1, NAME=1..10",
-        _ => return format!("expected one such as {}", EXAMPLES.join(", ")),
+        _ => return format!("expected a fault such as {}", EXAMPLES.join(", ")),
     };
     format!("expected {}", what.replace("NAME", name))
 }

@@ -150,10 +150,10 @@ impl Event<'_> {
                 when_full,
             } => {
                 let next = match when_full {
-                    WhenFull::Wait => "wait for one to end",
+                    WhenFull::Wait => "wait",
                     WhenFull::Reject => "are rejected",
                 };
-                format!("connection limit reached ({max_connections}): more {next}")
+                format!("connection limit reached ({max_connections}): new connections {next}")
             }
             Event::LimitCleared { lasted, rejected } => {
                 format!("below the connection limit again after {lasted:.1?}, rejected {rejected}")
