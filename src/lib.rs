@@ -89,8 +89,8 @@
 //!
 //! # What it does not do
 //!
-//! - It does not spread tasks over threads. For more cores, run several processes with a port each behind a balancer, or
-//!   use tokio or smol's `Executor`.
+//! - It does not spread tasks over threads. For more cores, run several processes, each with its own port, behind a
+//!   load balancer, or use tokio or smol's `Executor`.
 //! - It has no TLS of its own: wrap a [`Connection`] with futures-rustls.
 //! - The library never prints and never reads arguments. It ends the process in one case only: at the second signal after
 //!   [`signal::shutdown`].
@@ -129,7 +129,7 @@ pub use address::Address;
 pub use connection::chunk::Chunk;
 pub use connection::{Closing, Connection};
 pub use copy::{CopyError, Side, copy_both};
-// For the program, the tests and the fuzz targets alone: no promise.
+// Only for the program, the tests and the fuzz targets: not a part of the public API.
 #[doc(hidden)]
 pub use echo::{CHUNK, Framer};
 pub use echo::{Framing, echo, echo_framed};
