@@ -31,10 +31,10 @@ const OTHER_DESCRIPTORS: u64 = 32;
 /// The default connection limit is not higher than this, even with more file descriptors.
 const MAX_CONNECTIONS: u64 = 10_000;
 
-/// How long a peer may not read, by default.
+/// The default stall timeout.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long open connections may go on after a signal, by default.
+/// The default drain time.
 const DRAIN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {

@@ -248,7 +248,7 @@ fn seconds(duration: Duration) -> Value {
 mod tests {
     use super::*;
 
-    /// The fields of each event in docs/log.md, with a `?` behind those that may be absent.
+    /// The fields of each event in docs/log.md, with a `?` after fields that may be absent.
     fn documented(event: &str) -> Vec<String> {
         let row = include_str!("../../docs/log.md")
             .lines()

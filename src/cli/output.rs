@@ -175,7 +175,7 @@ mod tests {
     use std::io::Read;
     use std::sync::mpsc;
 
-    /// Writes only when it is told to, and fails when nobody tells it any more.
+    /// Each write waits for a message from the test, and fails when the test has dropped its sender.
     struct Stalled(mpsc::Receiver<()>, mpsc::Sender<Vec<u8>>);
 
     impl Write for Stalled {

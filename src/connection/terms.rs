@@ -145,7 +145,7 @@ impl Terms {
         Poll::Pending
     }
 
-    /// Removes a task from the list of those that wait.
+    /// Removes a task from the list of waiting tasks.
     pub(super) fn forget(&self, key: WaitingKey) {
         // After `close` the list is empty.
         let waker = self.waiting.borrow_mut().try_remove(key.index());

@@ -3,7 +3,7 @@
 /// The longest request, in bytes, with its end.
 pub(super) const REQUEST_MAX: usize = 256;
 
-/// A line that somebody sent to the monitor.
+/// A line that a client sent to the monitor.
 #[derive(Debug, PartialEq)]
 pub(super) enum Request<'a> {
     Ps,

@@ -1,4 +1,4 @@
-//! What the monitor shows as text: to people, and to Prometheus.
+//! The answers of the monitor as text: for people and for Prometheus.
 
 use std::fmt::Write as _;
 

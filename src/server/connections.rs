@@ -35,7 +35,7 @@ pub enum OnPanic {
 pub(super) trait Handler: AsyncFn(Connection) -> io::Result<()> + 'static {}
 impl<H: AsyncFn(Connection) -> io::Result<()> + 'static> Handler for H {}
 
-/// The connections' tasks, and the outcomes of those that have ended.
+/// The connections' tasks, and the outcomes of ended tasks.
 pub(super) struct Connections<H> {
     shared: Rc<Shared<H>>,
     /// The place in the source where the server was started.
