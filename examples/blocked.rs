@@ -6,8 +6,8 @@
 //! monitor on 127.0.0.1:25001
 //! ```
 //!
-//! The server answers a number with that Fibonacci number. It computes the number slowly, on the loop's thread. While it
-//! computes `fib 47`, it answers no other client. To see which task it is, run `nc 127.0.0.1 25001` and type `ps`.
+//! The server answers a number with that Fibonacci number. It computes the number slowly, on the loop's thread. While
+//! it computes `fib 47`, it answers no other client. To see which task it is, run `nc 127.0.0.1 25001` and type `ps`.
 //!
 //! The solution is [`tinyloop::unblock`], which computes in a thread of smol's pool: see the comment below.
 

@@ -14,8 +14,8 @@
 //! 2: good morning
 //! ```
 //!
-//! A peer that reads gets every line: if it is slow, the speakers wait. If it stops reading, the speakers wait once, for
-//! a tenth of a second. Then the peer misses lines, and after half a minute its connection is closed.
+//! A peer that reads gets every line: if it is slow, the speakers wait. If it stops reading, the speakers wait once,
+//! for a tenth of a second. Then the peer misses lines, and after half a minute its connection is closed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

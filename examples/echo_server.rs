@@ -13,7 +13,8 @@
 //! Got: hello
 //! ```
 //!
-//! After Ctrl-C or SIGTERM it takes no new connections, gives open connections five seconds to end, and prints a report.
+//! After Ctrl-C or SIGTERM it takes no new connections, gives open connections five seconds to end, and prints a
+//! report.
 
 use std::env;
 use std::io;

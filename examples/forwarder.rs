@@ -6,9 +6,9 @@
 //! listening on 127.0.0.1:7000
 //! ```
 //!
-//! In another terminal, `nc 127.0.0.1 7000` speaks to the echo server. Both addresses may be `PORT`, `:PORT`, `IP:PORT`,
-//! `NAME:PORT` or `unix:PATH`. Half-closes and resets are passed on. If the server does not accept within five
-//! seconds, the client is reset.
+//! In another terminal, `nc 127.0.0.1 7000` speaks to the echo server. Both addresses may be `PORT`, `:PORT`,
+//! `IP:PORT`, `NAME:PORT` or `unix:PATH`. Half-closes and resets are passed on. If the server does not accept within
+//! five seconds, the client is reset.
 
 use std::env;
 use std::io;

@@ -74,8 +74,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Answers every chunk until the peer or the server closes. Both ends of TLS send a close message, so an attacker on the
-/// way cannot cut off a transfer unnoticed.
+/// Answers every chunk until the peer or the server closes. Both ends of TLS send a close message, so an attacker on
+/// the way cannot cut off a transfer unnoticed.
 async fn echo(acceptor: &TlsAcceptor, connection: Connection) -> io::Result<()> {
     let mut closing = connection.closing();
     let mut tls = timeout(HANDSHAKE, acceptor.accept(connection)).await??;

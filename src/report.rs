@@ -14,7 +14,7 @@ pub struct Report {
     pub accepted: u64,
     /// Connections whose handler returned `Ok`.
     pub completed: u64,
-    /// Connections whose handler returned an error, except timeouts of the server.
+    /// Connections whose handler returned an error other than an idle or stall timeout.
     pub failed: u64,
     /// Connections whose handler panicked.
     pub panicked: u64,

@@ -10,7 +10,8 @@ use crate::time::{self, Sleep, sleep};
 /// How long a state must be gone before it counts as over.
 const CALM: Duration = Duration::from_secs(1);
 
-/// A state that may come and go many times a second. Its beginning is reported, and its end when it was gone for [`CALM`].
+/// A state that may come and go many times a second. Its beginning is reported, and its end when it was gone for
+/// [`CALM`].
 pub(super) struct Trouble {
     since: Instant,
     /// How often the state came, or the number of its effects.
