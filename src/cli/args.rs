@@ -28,7 +28,7 @@ pub(crate) struct Options {
     #[argh(option, short = 'l', arg_name = "addr")]
     pub(crate) listen: Vec<Endpoint>,
 
-    /// text to send before each chunk (or line, see --framing), up to 1,024 bytes (default "Got: ")
+    /// text before each chunk, up to 1,024 bytes (default "Got: ")
     #[argh(
         option,
         short = 'p',
@@ -37,37 +37,36 @@ pub(crate) struct Options {
     )]
     pub(crate) prefix: String,
 
-    /// how to serve connections: async (default), threaded or sequential
+    /// server model: async (default), threaded or sequential
     #[argh(option, short = 'm', default = "Model::Async", from_str_fn(model))]
     pub(crate) model: Model,
 
-    /// where to put the prefix: before each chunk (default) or each line
+    /// unit that gets a prefix: chunk (default) or line
     #[argh(option, default = "Framing::Chunk", from_str_fn(framing))]
     pub(crate) framing: Framing,
 
-    /// maximum number of open connections (default: file descriptor limit minus 32, but at most 10,000)
+    /// maximum number of open connections (default: file descriptor limit minus 32, at most 10,000)
     #[argh(option, arg_name = "n", from_str_fn(connections))]
     pub(crate) max_connections: Option<usize>,
 
-    /// what to do with connections over the limit: wait (in the kernel's backlog; default) or reject
+    /// connections over the limit: wait (default) or reject
     #[argh(option, from_str_fn(when_full))]
     pub(crate) when_full: Option<WhenFull>,
 
-    /// close a connection after this many seconds without traffic (default: never)
+    /// idle seconds before a connection is closed (default: never)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) idle_timeout: Option<Duration>,
 
-    /// close a connection if its client has not read for this many seconds while data waits for it (default 60)
+    /// seconds that a client may leave data unread before its connection is closed (default 60)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) stall_timeout: Option<Duration>,
 
-    /// seconds that open connections get after SIGINT or SIGTERM (graceful shutdown; default 5); a second signal exits
-    /// at once
+    /// seconds for a graceful shutdown after SIGINT or SIGTERM (default 5); a second signal exits at once
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
 
-    /// address of the monitor, which shows tasks and counters to nc, browsers and Prometheus: PORT (127.0.0.1), IP:PORT
-    /// or [IP6]:PORT
+    /// address of the monitor (tasks, counters) for nc, browsers and Prometheus: PORT (127.0.0.1), IP:PORT or
+    /// [IP6]:PORT
     #[argh(option, arg_name = "addr", from_str_fn(monitor))]
     pub(crate) monitor: Option<SocketAddr>,
 
@@ -80,7 +79,7 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "n", from_str_fn(seed))]
     pub(crate) seed: Option<u64>,
 
-    /// format of the lines on stdout: text (default) or json (one object for each event)
+    /// format of stdout: text (default) or json (one object a line)
     #[argh(option, from_str_fn(log_format))]
     pub(crate) log: Option<LogFormat>,
 
