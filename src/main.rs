@@ -1,4 +1,4 @@
-//! The echo server as a program: what it does with its options, signals and exit codes.
+//! The command-line program, an echo server: its options, signals and exit codes.
 
 mod cli;
 
@@ -22,26 +22,26 @@ use cli::models::{self, Echo};
 use cli::output::{self, Output};
 use cli::values::{LogFormat, Model};
 
-/// How long to wait for a reader of our output, when the server starts and when it ends.
+/// How long to wait for a reader of the output, at the start and at the end.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Descriptors that are not for connections: listeners, standard streams, the reactor's, signals, a monitor.
 const OTHER_DESCRIPTORS: u64 = 32;
 
-/// The most connections by default, however many descriptors there are.
+/// The default connection limit is not higher than this, even with more file descriptors.
 const MAX_CONNECTIONS: u64 = 10_000;
 
-/// How long a peer may not read, by default.
+/// The default stall timeout.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long open connections may go on after a signal, by default.
+/// The default drain time.
 const DRAIN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let options = match Options::parse(env::args_os().skip(1)) {
         Ok(options) => options,
         Err(Early::Answer(text)) => {
-            // Whoever has seen enough (`| head -1`) closes the pipe: no failure of ours.
+            // If the reader has closed the pipe (`| head -1`), this is not an error of the program.
             writeln!(io::stdout(), "{text}").ok();
             return ExitCode::SUCCESS;
         }
@@ -53,14 +53,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tells why the program ends. Nobody has to read it.
+/// Reports why the program ends. Does not wait for a reader.
 fn fail(status: u8, reason: impl Display) -> ExitCode {
     match Output::start(io::stderr()) {
         Ok(errors) => {
             errors.line(reason);
             errors.flush(PATIENCE);
         }
-        // There is no thread to be had.
+        // No thread can be started.
         Err(_) => output::write_if_read(io::stderr(), reason, PATIENCE),
     }
     ExitCode::from(status)
@@ -74,11 +74,11 @@ fn run(options: Options) -> io::Result<()> {
 
     let max_descriptors = raise_descriptor_limit();
     let event_loop = EventLoop::new()?;
-    // A write that would make a file larger than it may be (`ulimit -f`) fails instead, as on a full disk.
+    // Now a write above the limit for file sizes (`ulimit -f`) returns an error, as on a full disk.
     drop(signal::signals([Signal::Xfsz])?);
     let listeners = listen(&options.listen)?;
     let output = Output::start(io::stdout())?;
-    // Before we say that we listen: whoever waits for that may send a signal at once.
+    // Before the line "listening": a program that waits for this line may send a signal at once.
     let shutdown = signal::shutdown()?;
 
     match options.model {
@@ -109,7 +109,7 @@ fn run(options: Options) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the last lines a moment, however [`run`] ends.
+/// Gives the last lines time to be written, even if [`run`] returns an error.
 struct FlushOnDrop<'o>(&'o Output);
 
 impl Drop for FlushOnDrop<'_> {
@@ -146,11 +146,11 @@ async fn serve(
                 _ => None,
             };
             match event {
-                // Was told before.
+                // Already reported.
                 Event::Listening { .. } => {}
-                // By a signal, and once.
+                // Caused by a signal, and only once.
                 Event::Draining { .. } => events.event(event, None),
-                // By clients.
+                // Caused by clients.
                 _ if quiet => {}
                 _ => events.event(event, fate),
             }
@@ -173,7 +173,7 @@ async fn serve(
         tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| log.slow_poll(slow_poll));
     }
     log.output.flush(PATIENCE);
-    // For all connections and as long as the process.
+    // One prefix for all connections, which lives as long as the process.
     static PREFIX: OnceLock<String> = OnceLock::new();
     let prefix = PREFIX.get_or_init(|| options.prefix).as_bytes();
     let framing = options.framing;
@@ -189,7 +189,7 @@ async fn serve(
     }
 }
 
-/// Fails if no connection can ever be accepted, for lack of a descriptor.
+/// Fails if no file descriptor is left for a connection.
 fn check_room() -> io::Result<()> {
     let explain = |error: io::Error| {
         let text = format!(

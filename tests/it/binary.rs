@@ -454,7 +454,7 @@ fn wrong_usage_is_told_in_one_line_with_what_is_accepted() {
         (&["--model", "forked"], "async or threaded or sequential"),
         (&["--framing=word"], "chunk or line"),
         (&["--prefix", &long_prefix], "at most 1024 bytes"),
-        (&["--max-connections", "0"], "from 1 on"),
+        (&["--max-connections", "0"], "of 1 or more"),
         (&["--idle-timeout", "soon"], "seconds"),
         (
             &["--model", "threaded", "--max-connections", "5"],

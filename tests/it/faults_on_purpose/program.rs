@@ -262,14 +262,14 @@ fn a_wrong_fault_or_seed_is_told_in_one_line() {
             &["--fault", "refuse", "--seed", "-1"],
             "a whole number from 0",
         ),
-        (&["--seed", "1"], "--seed goes with --fault only"),
+        (&["--seed", "1"], "--seed works only with --fault"),
         (
             &["--fault", "refuse", "-m", "threaded"],
-            "--fault goes with --model async only",
+            "--fault works only with --model async",
         ),
         (
             &["--fault", "refuse", "-m", "sequential"],
-            "--fault goes with --model async only",
+            "--fault works only with --model async",
         ),
     ] {
         let mut command = Program::command();

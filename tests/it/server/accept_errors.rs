@@ -100,7 +100,7 @@ fn by_default_the_limit_of_connections_comes_before_that_of_descriptors() {
     let script = format!("ulimit -n 40; exec {BINARY} -l 127.0.0.1:0");
     let program = Program::start_command(Command::new("sh").args(["-c", &script]));
     let _connections: Vec<TcpStream> = (0..40).map(|_| program.connect()).collect();
-    let line = "connection limit reached (8): more wait for one to end";
+    let line = "connection limit reached (8): new connections wait";
     assert_eq!(program.stderr_line(), line);
     let (_, stderr) = program.stop();
     assert!(!stderr.concat().contains(PAUSED), "{stderr:?}");
