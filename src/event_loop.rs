@@ -1,14 +1,15 @@
 //! The event loop: one thread that runs tasks, looks at the sockets and fires timers, in turns.
 //!
-//! A turn fires the timers that are due, runs the tasks that are ready for [`TURN`], and then lets smol's reactor look
-//! at the sockets. It waits there only if no task is ready. The main future has its turn as a task has. By contrast,
-//! smol's own `LocalExecutor::run` looks at the sockets after 200 polls, which is milliseconds when each of them does
-//! I/O. smol keeps one helper thread of its own, which looks at the sockets while no loop does.
+//! A turn fires the timers that are due, runs the tasks that are ready for [`TURN`](turn::TURN), and then lets smol's
+//! reactor look at the sockets. It waits there only if no task is ready. The main future has its turn as a task has. By
+//! contrast, smol's own `LocalExecutor::run` looks at the sockets after 200 polls, which is milliseconds when each of
+//! them does I/O. smol keeps one helper thread of its own, which looks at the sockets while no loop does.
 
 mod alarm;
 mod main_future;
 mod reactor;
 mod spin;
+mod turn;
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
@@ -35,14 +36,9 @@ use crate::time::Timers;
 use alarm::Alarm;
 use main_future::Main;
 use spin::Spin;
+use turn::Turn;
 
 pub(crate) use reactor::check_threads;
-
-/// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
-/// shorter costs system calls: a look is five of them in smol's reactor. So while looks find nothing and more is ready,
-/// a turn doubles, up to the longest; but not beside connections that have had their burst.
-const TURN: Duration = Duration::from_micros(100);
-const LONGEST_TURN: Duration = Duration::from_micros(400);
 
 /// How many polls share a look at the clock, as long as that many of them take less than this.
 const POLLS_PER_LOOK: u32 = 8;
@@ -301,24 +297,18 @@ impl EventLoop {
         let _entered = executor.enter(thread);
         let mut alarm = Alarm::new();
         let mut spin = Spin::default();
-        let (mut turn, mut left) = (TURN, 0);
+        let mut turn = Turn::default();
         loop {
             timers.set_recent(Instant::now());
             timers.fire();
-            // A connection that has had its burst is what the others are to be protected from.
             let is_flooded = executor.somebody_goes_last();
-            let found = executor.begin_turn() > left;
-            turn = match found || left == 0 || is_flooded {
-                true => TURN,
-                false => (2 * turn).min(LONGEST_TURN),
-            };
-            match self.run_ready(turn, &mut main) {
+            let length = turn.begin(executor.begin_turn(), is_flooded);
+            match self.run_ready(length, &mut main) {
                 ControlFlow::Break(result) => return result,
                 ControlFlow::Continue(Ran(true)) => spin.succeeded(),
                 ControlFlow::Continue(Ran(false)) => {}
             }
-            left = executor.end_turn();
-            if left > 0 || timers.jump() || spin.goes_on(Instant::now()) {
+            if turn.end(executor.end_turn()) || timers.jump() || spin.goes_on(Instant::now()) {
                 // Out to `block_on`, which looks at the sockets without waiting and comes back.
                 yield_now().await;
             } else {
