@@ -1,7 +1,7 @@
 //! The event loop: one thread that runs tasks, polls the sockets and fires timers, in turns.
 //!
-//! A turn fires the timers that are due, runs ready tasks for [`TURN`], and then lets smol's reactor poll the sockets.
-//! It waits there only if no task is ready. The main future is scheduled like a task. By contrast, smol's own
+//! A turn fires the timers that are due, runs ready tasks for [`TURN`](turn::TURN), and then lets smol's reactor poll the
+//! sockets. It waits there only if no task is ready. The main future is scheduled like a task. By contrast, smol's own
 //! `LocalExecutor::run` polls the sockets after 200 task polls, which take milliseconds if each of them does I/O. smol
 //! also has a helper thread, which polls the sockets while no loop does.
 
@@ -9,6 +9,7 @@ mod alarm;
 mod main_future;
 mod reactor;
 mod spin;
+mod turn;
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
@@ -35,14 +36,9 @@ use crate::time::Timers;
 use alarm::Alarm;
 use main_future::Main;
 use spin::Spin;
+use turn::Turn;
 
 pub(crate) use reactor::check_threads;
-
-/// How long tasks run before the loop polls the sockets again. A longer turn increases latency beside busy connections.
-/// A shorter turn needs more system calls: five for each poll of the sockets. So a turn doubles, up to the longest,
-/// while the sockets have no events and tasks are ready; but not while a connection has used up its burst.
-const TURN: Duration = Duration::from_micros(100);
-const LONGEST_TURN: Duration = Duration::from_micros(400);
 
 /// If this many polls take less than [`SHORT_POLLS`], the clock is read only once for all of them.
 const POLLS_PER_LOOK: u32 = 8;
@@ -301,24 +297,19 @@ impl EventLoop {
         let _entered = executor.enter(thread);
         let mut alarm = Alarm::new();
         let mut spin = Spin::default();
-        let (mut turn, mut left) = (TURN, 0);
+        let mut turn = Turn::default();
         loop {
             timers.set_recent(Instant::now());
             timers.fire();
             // A connection that has used up its burst must not hold up the other tasks.
             let is_flooded = executor.somebody_goes_last();
-            let found = executor.begin_turn() > left;
-            turn = match found || left == 0 || is_flooded {
-                true => TURN,
-                false => (2 * turn).min(LONGEST_TURN),
-            };
-            match self.run_ready(turn, &mut main) {
+            let length = turn.begin(executor.begin_turn(), is_flooded);
+            match self.run_ready(length, &mut main) {
                 ControlFlow::Break(result) => return result,
                 ControlFlow::Continue(Ran(true)) => spin.succeeded(),
                 ControlFlow::Continue(Ran(false)) => {}
             }
-            left = executor.end_turn();
-            if left > 0 || timers.jump() || spin.goes_on(Instant::now()) {
+            if turn.end(executor.end_turn()) || timers.jump() || spin.goes_on(Instant::now()) {
                 // Return to `block_on`, which polls the sockets without waiting and comes back.
                 yield_now().await;
             } else {

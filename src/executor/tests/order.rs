@@ -117,3 +117,22 @@ fn what_a_look_makes_ready_runs_before_those_that_go_last() {
     }
     log.assert("xyaea aex aey");
 }
+
+#[test]
+fn it_is_known_whether_somebody_goes_last() {
+    let (executor, log) = (Executor::new(), Log::default());
+    let _task = log.task(&executor, 'x', go_last);
+    let _entered = executor.enter(Waker::noop().clone());
+    assert!(!executor.somebody_goes_last(), "the task has not run yet");
+    for _ in 0..7 {
+        executor.begin_turn();
+        assert!(!executor.somebody_goes_last(), "its share of the turn");
+        executor.run_next();
+        assert!(executor.somebody_goes_last());
+        executor.end_turn();
+    }
+    executor.begin_turn();
+    executor.run_next();
+    assert!(!executor.somebody_goes_last(), "the task has ended");
+    log.assert("xxxxxxxx");
+}
