@@ -37,6 +37,9 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long open connections may go on after a signal, by default.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long a connection may take to send its PROXY header. TCP sends a lost packet again after one second, then two.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     let options = match Options::parse(env::args_os().skip(1)) {
         Ok(options) => options,
@@ -157,6 +160,9 @@ async fn serve(
         });
     if let Some(timeout) = options.idle_timeout {
         server = server.idle_timeout(timeout);
+    }
+    if options.proxy_protocol {
+        server = server.proxy_protocol(HEADER_TIMEOUT);
     }
     check_room()?;
     log.listening(server.local_addrs(), PATIENCE);

@@ -20,7 +20,7 @@ pub struct Report {
     pub panicked: u64,
     /// Connections that ended by the idle or the stall timeout.
     pub timed_out: u64,
-    /// Connections that were closed without a handler, for lack of a place or of the system's resources.
+    /// Connections that were closed without a handler, for lack of a place, of the system's resources, or of a PROXY header.
     pub rejected: u64,
     /// Connections that were cancelled at the end of the drain.
     pub aborted: u64,

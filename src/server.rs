@@ -4,23 +4,24 @@
 //! goes on from there: it runs a handler for each connection, counts how they end, and drains.
 
 mod accept;
+mod candidate;
 mod connections;
 mod event;
 mod farewell;
 mod incoming;
 mod listener;
 mod look;
+#[cfg(feature = "proxy-protocol")]
+mod proxy_protocol;
+mod steps;
 mod trouble;
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
-use std::panic::{self, Location};
+use std::panic::Location;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-
-use futures_lite::Stream;
 
 use crate::address::Address;
 use crate::connection::Connection;
@@ -31,10 +32,11 @@ use crate::report::{LiveReport, Report};
 use crate::time::timeout;
 
 use accept::Listeners;
-use connections::{Connections, EndedWithPanic, Handler};
+use connections::{Connections, Handler};
 use event::{Observer, Record};
 use incoming::Limits;
 use listener::{ConnectionOptions, max_connections};
+use steps::{next_of_drain, next_step, see_to, settle};
 
 #[cfg(feature = "testing")]
 pub(crate) use accept::{Queue, QueueEnd};
@@ -59,6 +61,8 @@ pub struct Server {
     stall_timeout: Option<Duration>,
     socket_buffers: Option<usize>,
     on_panic: OnPanic,
+    #[cfg(feature = "proxy-protocol")]
+    header_timeout: Option<Duration>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
     drain: Duration,
     observer: Option<Observer>,
@@ -136,6 +140,8 @@ impl Server {
             stall_timeout: None,
             socket_buffers: None,
             on_panic: OnPanic::default(),
+            #[cfg(feature = "proxy-protocol")]
+            header_timeout: None,
             shutdown: None,
             drain: Duration::ZERO,
             observer: None,
@@ -204,6 +210,22 @@ impl Server {
     /// bookkeeping. By default the system sizes them as it sees fit, up to megabytes for a peer that does not read.
     pub fn socket_buffers(mut self, bytes: usize) -> Server {
         self.socket_buffers = Some(bytes);
+        self
+    }
+
+    /// Takes from each connection a header of the [PROXY protocol](https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt),
+    /// version 1 or 2, before its handler starts. The TCP address in the header is the connection's
+    /// [`peer_addr`](Connection::peer_addr), in the events and in the task table too. Where the header has none (`LOCAL`,
+    /// `UNKNOWN`, a Unix socket's), the address stays the socket's. The handler reads what stands behind the header.
+    ///
+    /// A header that is missing, wrong, or not there after `header_timeout` closes the connection, which counts as rejected.
+    /// The protocol's specification advises 3 s or more, in which TCP sends a lost packet again. While a header is awaited,
+    /// its connection counts as open.
+    ///
+    /// Whoever reaches the listener can claim any address. Let nobody reach it but the balancer.
+    #[cfg(feature = "proxy-protocol")]
+    pub fn proxy_protocol(mut self, header_timeout: Duration) -> Server {
+        self.header_timeout = Some(header_timeout);
         self
     }
 
@@ -284,6 +306,8 @@ impl Server {
             when_full: self.when_full,
             idle_timeout: self.idle_timeout,
             stall_timeout: self.stall_timeout,
+            #[cfg(feature = "proxy-protocol")]
+            header_timeout: self.header_timeout,
             shutdown: self.shutdown,
         };
         Ok(Incoming::new(listeners, limits, record))
@@ -356,7 +380,7 @@ impl Server {
             }
         });
         if drained.await.is_err() {
-            incoming.give_up_late();
+            incoming.give_up_late().await;
             for ended in connections.cancel().await {
                 settle(&mut incoming, ended, on_panic);
             }
@@ -371,80 +395,5 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("local_addrs", &self.local_addrs)
             .finish_non_exhaustive()
-    }
-}
-
-/// What [`Server::serve`] has to see to.
-enum Step {
-    Connected(Connection),
-    Ended(EndedWithPanic),
-    Broken(io::Error),
-}
-
-/// Waits for the next thing to see to. None when the server shuts down. Connections that have ended come first, since
-/// they make room; there can only be so many of them before their tasks run again.
-async fn next_step<H: Handler>(
-    incoming: &mut Incoming,
-    connections: &mut Connections<H>,
-) -> Option<Step> {
-    poll_fn(|cx| {
-        if let Poll::Ready(Some(ended)) = connections.poll_ended(cx) {
-            return Poll::Ready(Some(Step::Ended(ended)));
-        }
-        if incoming.poll_ended(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        poll_connected(incoming, cx)
-    })
-    .await
-}
-
-/// The same during the drain. None when no connection is left.
-async fn next_of_drain<H: Handler>(
-    incoming: &mut Incoming,
-    connections: &mut Connections<H>,
-) -> Option<Step> {
-    poll_fn(|cx| {
-        let ended = connections.poll_ended(cx);
-        if let Poll::Ready(Some(ended)) = ended {
-            return Poll::Ready(Some(Step::Ended(ended)));
-        }
-        match poll_connected(incoming, cx) {
-            Poll::Ready(None) => ended.map(|_| None),
-            connected => connected,
-        }
-    })
-    .await
-}
-
-fn poll_connected(incoming: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Step>> {
-    let next = ready!(Pin::new(incoming).poll_next(cx));
-    Poll::Ready(next.map(|next| next.map_or_else(Step::Broken, Step::Connected)))
-}
-
-/// Does what a step asks for. Returns the error of a listener that is broken.
-fn see_to<H: Handler>(
-    step: Step,
-    incoming: &mut Incoming,
-    connections: &mut Connections<H>,
-    on_panic: OnPanic,
-) -> Option<io::Error> {
-    match step {
-        Step::Connected(connection) => {
-            let open = incoming.open();
-            incoming.record.connected(&connection, open);
-            connections.start(connection);
-        }
-        Step::Ended(ended) => settle(incoming, ended, on_panic),
-        Step::Broken(error) => return Some(error),
-    }
-    None
-}
-
-/// Counts and tells how a connection ended, and goes on with its handler's panic if that is asked for.
-fn settle(incoming: &mut Incoming, (ended, panic): EndedWithPanic, on_panic: OnPanic) {
-    incoming.record.closed(&ended);
-    if let (OnPanic::Propagate, Some(payload)) = (on_panic, panic) {
-        panic::resume_unwind(payload);
     }
 }

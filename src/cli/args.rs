@@ -65,6 +65,10 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
 
+    /// take the client's address from a PROXY header (v1 or v2), which every connection has to begin with
+    #[argh(switch)]
+    pub(crate) proxy_protocol: bool,
+
     /// serve the task table and the counters there, for nc and Prometheus: PORT (127.0.0.1), IP:PORT or [IP6]:PORT
     #[argh(option, arg_name = "addr", from_str_fn(monitor))]
     pub(crate) monitor: Option<SocketAddr>,
@@ -149,6 +153,7 @@ impl Options {
             ("--idle-timeout", self.idle_timeout.is_some()),
             ("--stall-timeout", self.stall_timeout.is_some()),
             ("--drain", self.drain.is_some()),
+            ("--proxy-protocol", self.proxy_protocol),
             ("--monitor", self.monitor.is_some()),
             ("--fault", !self.fault.is_empty()),
             ("--log", self.log.is_some()),

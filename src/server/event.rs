@@ -48,12 +48,12 @@ pub enum Event<'a> {
         /// What befell it on purpose (see the module `faults`), such as `#12 fault reset-after=5000`. Empty if nothing did.
         faults: &'a str,
     },
-    /// A connection was closed right after it was accepted: the house was full and the server is to
-    /// [reject](WhenFull::Reject), or the system could not watch it.
+    /// A connection was closed before it had a handler: the house was full and the server is to
+    /// [reject](WhenFull::Reject), the system could not watch it, or its PROXY header was missing or wrong.
     Rejected {
         /// From where.
         peer_addr: &'a Address,
-        /// The system's error; none if the house was full.
+        /// Why; none if the house was full.
         error: Option<&'a io::Error>,
     },
     /// As many connections as may be are open. Told once, until [`LimitCleared`](Event::LimitCleared).

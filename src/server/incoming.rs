@@ -14,14 +14,16 @@ use smol::Task;
 
 use crate::connection::{Connection, Terms};
 use crate::event_loop::spawn_named;
-use crate::executor;
 use crate::io_error;
 use crate::time::{Sleep, sleep};
 
 use super::accept::{AcceptError, Accepted, Listeners};
+use super::candidate::Candidate;
 use super::event::{Event, Record, WhenFull};
 use super::farewell::Lingering;
 use super::look::Look;
+#[cfg(feature = "proxy-protocol")]
+use super::proxy_protocol::Headers;
 use super::trouble::Trouble;
 
 /// How many connections are accepted, or errors met, before the others on the loop have their turn.
@@ -51,6 +53,9 @@ pub struct Incoming {
     /// There are no descriptors or no memory for another connection.
     shortage: Option<Trouble>,
     retry: Option<Retry>,
+    /// Those who have to say first for whom they come.
+    #[cfg(feature = "proxy-protocol")]
+    headers: Option<Headers>,
     /// A connection over the limit that is about to be rejected.
     candidate: Option<Candidate>,
     /// Made when a connection over the limit comes.
@@ -73,6 +78,8 @@ pub(super) struct Limits {
     pub(super) when_full: WhenFull,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) stall_timeout: Option<Duration>,
+    #[cfg(feature = "proxy-protocol")]
+    pub(super) header_timeout: Option<Duration>,
     pub(super) shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
@@ -81,13 +88,6 @@ struct Retry {
     at: Sleep,
     /// How many descriptors had become free before the last try.
     closed_before: u64,
-}
-
-/// A connection over the limit. Before it is rejected, all who are ready run once: one of them may be about to end, by
-/// a peer that has closed its old connection before it made this one.
-struct Candidate {
-    accepted: Accepted,
-    others: Task<()>,
 }
 
 impl Incoming {
@@ -101,6 +101,8 @@ impl Incoming {
             full: None,
             shortage: None,
             retry: None,
+            #[cfg(feature = "proxy-protocol")]
+            headers: limits.header_timeout.map(Headers::new),
             candidate: None,
             look: None,
             shutdown: limits
@@ -168,8 +170,12 @@ impl Incoming {
             .for_each(|shortage| self.tell_resumed(shortage));
     }
 
-    /// Rejects those that were late and have found no place.
-    pub(super) fn give_up_late(&mut self) {
+    /// Rejects those that were late and have found no place, or have not said for whom they come.
+    pub(super) async fn give_up_late(&mut self) {
+        #[cfg(feature = "proxy-protocol")]
+        if let Some(headers) = &mut self.headers {
+            headers.give_up(&mut self.record).await;
+        }
         while let Some(accepted) = self.late.pop_front() {
             self.record.rejected(accepted.peer_addr(), accepted.error());
         }
@@ -261,10 +267,10 @@ impl Incoming {
         });
     }
 
-    /// Makes a connection of what was accepted, if it could be.
+    /// Makes a connection of what was accepted, if it could be, and need not say first for whom it comes.
     fn connect(&mut self, accepted: Accepted) -> Option<Connection> {
         let terms = self.terms.clone();
-        match accepted {
+        let connection = match accepted {
             Accepted::Tcp(stream, peer_addr) => {
                 Some(Connection::accepted(stream, peer_addr, terms))
             }
@@ -277,7 +283,22 @@ impl Incoming {
                 self.record.rejected(&peer_addr, Some(&error));
                 None
             }
+        };
+        #[cfg(feature = "proxy-protocol")]
+        if let (Some(headers), Some(_)) = (&mut self.headers, &connection) {
+            connection.into_iter().for_each(|c| headers.wait_for(c));
+            return None;
         }
+        connection
+    }
+
+    /// The next connection that has said for whom it comes. Ready with `None` if none has to.
+    fn poll_introduced(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Connection>> {
+        #[cfg(feature = "proxy-protocol")]
+        if let Some(headers) = &mut self.headers {
+            return headers.poll_next(_cx, &mut self.record);
+        }
+        Poll::Ready(None)
     }
 
     /// None if there are no sockets to look at, or no descriptors for it.
@@ -295,8 +316,19 @@ impl Incoming {
         }
     }
 
-    /// The next of those that had come before the shutdown, when there is room.
+    /// The next of those that had come before the shutdown.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
+        match self.poll_queued(cx) {
+            Poll::Ready(Some(connection)) => Poll::Ready(Some(connection)),
+            queued => match self.poll_introduced(cx) {
+                Poll::Ready(None) => queued,
+                introduced => introduced,
+            },
+        }
+    }
+
+    /// The next that waited in the kernel's queue until the shutdown, when there is room.
+    fn poll_queued(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
         while !self.late.is_empty() {
             if !self.has_room() && self.when_full == WhenFull::Wait {
                 self.terms.wake_at_next_end(cx.waker());
@@ -320,7 +352,7 @@ impl Incoming {
             return Poll::Ready(None);
         };
         if self.terms.open() >= self.max_connections {
-            ready!(candidate.others.poll(cx));
+            ready!(candidate.poll_others(cx));
         }
         let accepted = self.candidate.take().map(|candidate| candidate.accepted);
         Poll::Ready(match accepted {
@@ -359,6 +391,9 @@ impl Incoming {
             if let Some(connection) = ready!(self.poll_candidate(cx)) {
                 return Poll::Ready(Ok(connection));
             }
+            if let Poll::Ready(Some(connection)) = self.poll_introduced(cx) {
+                return Poll::Ready(Ok(connection));
+            }
             ready!(self.poll_room(cx));
             ready!(self.poll_retry(cx));
             // Errors that come back at once, and a flood of connections, must let the loop's other tasks run.
@@ -376,8 +411,7 @@ impl Incoming {
                 Ok(accepted) => {
                     self.recover();
                     if !self.has_room() {
-                        let others = spawn_named("accept", let_others_end(self.look()));
-                        self.candidate = Some(Candidate { accepted, others });
+                        self.candidate = Some(Candidate::new(accepted, self.look()));
                     } else if let Some(connection) = self.connect(accepted) {
                         return Poll::Ready(Ok(connection));
                     }
@@ -397,18 +431,6 @@ impl Incoming {
                 },
             }
         }
-    }
-}
-
-/// Lets those run who may be about to end, after a look at the sockets: one poll to yield before the read, and one to read
-/// the end.
-async fn let_others_end(look: Option<Rc<Look>>) {
-    if let Some(look) = look {
-        look.taken().await.ok();
-    }
-    for _ in 0..2 {
-        sleep(Duration::from_nanos(1)).await;
-        executor::last_turn().await;
     }
 }
 

@@ -19,6 +19,7 @@ mod monitor_page;
 mod packaging_texts;
 mod process;
 mod program_signals;
+mod proxy_protocol;
 mod public_api;
 mod server;
 mod service_unit;
