@@ -114,6 +114,7 @@ mod event_loop;
 mod executor;
 #[cfg(feature = "faults")]
 pub mod faults;
+mod health;
 mod io_error;
 pub mod monitor;
 mod platform;

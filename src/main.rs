@@ -142,6 +142,7 @@ async fn serve(
         .when_full(options.when_full.unwrap_or_default())
         .stall_timeout(options.stall_timeout.unwrap_or(STALL_TIMEOUT))
         .shutdown_on(shutdown)
+        .lame_duck(options.lame_duck.unwrap_or_default())
         .drain(options.drain.unwrap_or(DRAIN))
         .observe(move |event| {
             let fate = match (event, &observed) {
@@ -152,7 +153,7 @@ async fn serve(
                 // Was told before.
                 Event::Listening { .. } => {}
                 // By a signal, and once.
-                Event::Draining { .. } => events.event(event, None),
+                Event::LameDuck { .. } | Event::Draining { .. } => events.event(event, None),
                 // By clients.
                 _ if quiet => {}
                 _ => events.event(event, fate),

@@ -87,12 +87,17 @@ impl LiveReport {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Report> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.report)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Mutex<Report>> {
         &self.report
     }
+}
+
+/// Locks what is whole after every statement, so that a panic with the lock held harms nothing.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What goes through a connection: how much, and for how long.

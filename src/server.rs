@@ -6,6 +6,7 @@
 mod accept;
 mod candidate;
 mod connections;
+mod ending;
 mod event;
 mod farewell;
 mod incoming;
@@ -64,6 +65,7 @@ pub struct Server {
     #[cfg(feature = "proxy-protocol")]
     header_timeout: Option<Duration>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    lame_duck: Duration,
     drain: Duration,
     observer: Option<Observer>,
     report: LiveReport,
@@ -143,6 +145,7 @@ impl Server {
             #[cfg(feature = "proxy-protocol")]
             header_timeout: None,
             shutdown: None,
+            lame_duck: Duration::ZERO,
             drain: Duration::ZERO,
             observer: None,
             report: LiveReport::default(),
@@ -240,6 +243,16 @@ impl Server {
         self
     }
 
+    /// How long the server still accepts after the [shutdown](Server::shutdown_on), before it closes the listeners and
+    /// drains. By default it closes them at once.
+    ///
+    /// Meanwhile the [monitor](crate::monitor) answers `/health` with 503. A balancer that asks more often than that sends
+    /// nobody to a closed port.
+    pub fn lame_duck(mut self, duration: Duration) -> Server {
+        self.lame_duck = duration;
+        self
+    }
+
     /// How long open connections may go on after the shutdown. By default they are cancelled at once.
     pub fn drain(mut self, timeout: Duration) -> Server {
         self.drain = timeout;
@@ -294,9 +307,11 @@ impl Server {
             listeners.add_queue(queue, options);
         }
         let mut record = Record::new(self.observer, self.report.clone());
+        let mut health = None;
         if let Some(table) = event_loop::current("Server::incoming").table_if_on() {
             let addrs: Vec<String> = self.local_addrs.iter().map(Address::to_string).collect();
-            table.add_server(addrs.join(" "), self.report.shared());
+            let addrs = addrs.join(" ");
+            health = Some(table.entered_servers().enter(addrs, self.report.shared()));
         }
         for addr in &self.local_addrs {
             record.tell(&Event::Listening { addr });
@@ -309,6 +324,8 @@ impl Server {
             #[cfg(feature = "proxy-protocol")]
             header_timeout: self.header_timeout,
             shutdown: self.shutdown,
+            lame_duck: self.lame_duck,
+            health,
         };
         Ok(Incoming::new(listeners, limits, record))
     }

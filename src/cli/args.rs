@@ -61,6 +61,11 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) stall_timeout: Option<Duration>,
 
+    /// how long to accept still after SIGINT or SIGTERM, while the monitor's /health says 503 (default 0); then the drain
+    /// begins
+    #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
+    pub(crate) lame_duck: Option<Duration>,
+
     /// how long open connections may go on after SIGINT or SIGTERM (default 5); a second signal ends them at once
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
@@ -152,6 +157,7 @@ impl Options {
             ("--when-full", self.when_full.is_some()),
             ("--idle-timeout", self.idle_timeout.is_some()),
             ("--stall-timeout", self.stall_timeout.is_some()),
+            ("--lame-duck", self.lame_duck.is_some()),
             ("--drain", self.drain.is_some()),
             ("--proxy-protocol", self.proxy_protocol),
             ("--monitor", self.monitor.is_some()),

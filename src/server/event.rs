@@ -13,6 +13,8 @@ use crate::connection::Connection;
 use crate::io_error::in_plain_words;
 use crate::report::{LiveReport, Report, Traffic};
 
+use super::trouble::Trouble;
+
 /// Something that happened in a server, as it happens, for [`Server::observe`](super::Server::observe).
 ///
 /// Displays as a line for a log. No byte that a peer sent is ever in it.
@@ -83,6 +85,11 @@ pub enum Event<'a> {
         lasted: Duration,
         /// How often it failed.
         failures: u64,
+    },
+    /// The server was told to shut down. It still accepts, and the monitor tells balancers to send nobody any more.
+    LameDuck {
+        /// For how long.
+        duration: Duration,
     },
     /// The server takes nothing new and waits for its open connections.
     Draining {
@@ -169,6 +176,9 @@ impl Event<'_> {
             Event::AcceptResumed { lasted, failures } => {
                 format!("accepting again after {lasted:.1?}, failures {failures}")
             }
+            Event::LameDuck { duration } => {
+                format!("still accepting for {duration:.1?} (lame duck), then draining")
+            }
             Event::Draining {
                 connections,
                 timeout,
@@ -237,6 +247,20 @@ impl Record {
     pub(super) fn rejected(&mut self, peer_addr: &Address, error: Option<&io::Error>) {
         self.report().rejected += 1;
         self.tell(&Event::Rejected { peer_addr, error });
+    }
+
+    pub(super) fn limit_cleared(&mut self, full: &Trouble) {
+        self.tell(&Event::LimitCleared {
+            lasted: full.lasted(),
+            rejected: full.count,
+        });
+    }
+
+    pub(super) fn accept_resumed(&mut self, shortage: &Trouble) {
+        self.tell(&Event::AcceptResumed {
+            lasted: shortage.lasted(),
+            failures: shortage.count,
+        });
     }
 
     pub(super) fn closed(&mut self, ended: &Ended) {

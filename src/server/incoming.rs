@@ -6,19 +6,20 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_lite::{FutureExt, Stream};
-use smol::Task;
+use futures_lite::Stream;
 
 use crate::connection::{Connection, Terms};
-use crate::event_loop::spawn_named;
+use crate::health::{Ailment, Health};
 use crate::io_error;
 use crate::time::{Sleep, sleep};
 
 use super::accept::{AcceptError, Accepted, Listeners};
 use super::candidate::Candidate;
+use super::ending::{Ending, Stage};
 use super::event::{Event, Record, WhenFull};
 use super::farewell::Lingering;
 use super::look::Look;
@@ -60,9 +61,9 @@ pub struct Incoming {
     candidate: Option<Candidate>,
     /// Made when a connection over the limit comes.
     look: Option<Rc<Look>>,
-    /// Finishes when the server is to shut down. A task of its own, so that it is not polled at every accept.
-    shutdown: Option<Task<()>>,
-    ended: bool,
+    ending: Ending,
+    /// For the monitor, if there is one.
+    health: Option<Arc<Health>>,
     /// Connections that had come before the shutdown, and were not accepted by then.
     late: VecDeque<Accepted>,
     /// How many connections were accepted without a break.
@@ -81,6 +82,8 @@ pub(super) struct Limits {
     #[cfg(feature = "proxy-protocol")]
     pub(super) header_timeout: Option<Duration>,
     pub(super) shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    pub(super) lame_duck: Duration,
+    pub(super) health: Option<Arc<Health>>,
 }
 
 /// When to try again after a shortage.
@@ -105,10 +108,8 @@ impl Incoming {
             headers: limits.header_timeout.map(Headers::new),
             candidate: None,
             look: None,
-            shutdown: limits
-                .shutdown
-                .map(|shutdown| spawn_named("shutdown", shutdown)),
-            ended: false,
+            ending: Ending::new(limits.shutdown, limits.lame_duck),
+            health: limits.health,
             late: VecDeque::new(),
             burst: 0,
             errors: 0,
@@ -132,13 +133,16 @@ impl Incoming {
 
     /// Ready when nothing new is accepted any more, but for those that are late.
     pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(shutdown) = &mut self.shutdown
-            && shutdown.poll(cx).is_ready()
-        {
-            self.shutdown = None;
-            self.end();
+        while let Poll::Ready(stage) = self.ending.poll(cx) {
+            match stage {
+                Stage::Drains => self.end(),
+                Stage::LameDuck(duration) => {
+                    self.note_health();
+                    self.record.tell(&Event::LameDuck { duration });
+                }
+            }
         }
-        if self.ended {
+        if self.ending.has_ended() {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -147,7 +151,8 @@ impl Incoming {
 
     /// Takes nothing new, and tells the connections.
     fn end(&mut self) {
-        self.ended = true;
+        self.ending.end();
+        self.note_health();
         self.late
             .extend(self.candidate.take().map(|candidate| candidate.accepted));
         // Whoever waits in the kernel's queue has connected before the end, and may have sent something. An error is
@@ -160,14 +165,12 @@ impl Incoming {
         }
         self.listeners.close();
         self.terms.close();
-        self.full
-            .take()
-            .into_iter()
-            .for_each(|full| self.tell_cleared(full));
-        self.shortage
-            .take()
-            .into_iter()
-            .for_each(|shortage| self.tell_resumed(shortage));
+        if let Some(full) = self.full.take() {
+            self.record.limit_cleared(&full);
+        }
+        if let Some(shortage) = self.shortage.take() {
+            self.record.accept_resumed(&shortage);
+        }
     }
 
     /// Rejects those that were late and have found no place, or have not said for whom they come.
@@ -181,6 +184,15 @@ impl Incoming {
         }
     }
 
+    /// Notes for the monitor whether connections are welcome.
+    fn note_health(&self) {
+        if let Some(health) = &self.health {
+            let is_full = self.when_full == WhenFull::Reject && !self.has_room();
+            let full = is_full.then_some(Ailment::Full);
+            health.set(self.ending.ailment().or(full));
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.terms.open() < self.max_connections
     }
@@ -190,6 +202,7 @@ impl Incoming {
         if self.has_room() {
             if let Some(full) = &mut self.full {
                 full.is_gone();
+                self.note_health();
             }
             return Poll::Ready(());
         }
@@ -202,7 +215,14 @@ impl Incoming {
         }
         self.full.get_or_insert_with(Trouble::begin).is_back();
         match self.when_full {
-            WhenFull::Reject => Poll::Ready(()),
+            WhenFull::Reject => {
+                if self.health.is_some() {
+                    self.note_health();
+                    // Nobody has to come for it to be noted that there is room.
+                    self.terms.wake_at_next_end(cx.waker());
+                }
+                Poll::Ready(())
+            }
             WhenFull::Wait => {
                 self.terms.wake_at_next_end(cx.waker());
                 Poll::Pending
@@ -246,25 +266,11 @@ impl Incoming {
     fn tell_calm(&mut self, cx: &mut Context<'_>) {
         let mut is_over = |trouble: &mut Trouble| trouble.poll_over(cx).is_ready();
         if let Some(full) = self.full.take_if(&mut is_over) {
-            self.tell_cleared(full);
+            self.record.limit_cleared(&full);
         }
         if let Some(shortage) = self.shortage.take_if(&mut is_over) {
-            self.tell_resumed(shortage);
+            self.record.accept_resumed(&shortage);
         }
-    }
-
-    fn tell_cleared(&mut self, full: Trouble) {
-        self.record.tell(&Event::LimitCleared {
-            lasted: full.lasted(),
-            rejected: full.count,
-        });
-    }
-
-    fn tell_resumed(&mut self, shortage: Trouble) {
-        self.record.tell(&Event::AcceptResumed {
-            lasted: shortage.lasted(),
-            failures: shortage.count,
-        });
     }
 
     /// Makes a connection of what was accepted, if it could be, and need not say first for whom it comes.
