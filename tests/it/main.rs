@@ -11,6 +11,7 @@ mod far_ends;
 mod faults;
 mod faults_on_purpose;
 mod faulty_pipe;
+mod haproxy;
 mod health;
 mod http;
 mod log;

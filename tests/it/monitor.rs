@@ -390,7 +390,10 @@ fn any_other_page_is_not_found() {
     for path in ["/page.html", "/metrics/", "/favicon.ico", "metrics"] {
         let (status, _, body) = get(monitored.addr, &format!("GET {path} HTTP/1.0\r\n\r\n"));
         assert_eq!(status, "HTTP/1.1 404 Not Found");
-        assert_eq!(body, "there are /, /health, /metrics, /stats.json and /tasks.json\n");
+        assert_eq!(
+            body,
+            "there are /, /health, /metrics, /stats.json and /tasks.json\n"
+        );
     }
 }
 
