@@ -12,6 +12,8 @@ mod ends;
 mod link;
 #[cfg(feature = "testing")]
 pub(crate) mod pipe;
+#[cfg(feature = "proxy-protocol")]
+pub(crate) mod proxy_header;
 mod rare;
 mod state;
 mod stream;
@@ -31,11 +33,13 @@ use std::time::Duration;
 use futures_lite::{AsyncRead, AsyncWrite};
 
 use crate::address::Address;
+#[cfg(feature = "proxy-protocol")]
+use crate::address::CompactAddress;
 use crate::platform;
 
 pub(crate) use link::Link;
 pub(crate) use state::State;
-use stream::Stream;
+pub(crate) use stream::Stream;
 pub(crate) use stream::set_user_timeout;
 #[cfg(feature = "testing")]
 pub(crate) use stream::user_timeout;
@@ -218,6 +222,17 @@ impl Connection {
     #[cfg(feature = "testing")]
     pub(crate) fn in_memory(pipe: pipe::Pipe, terms: Rc<Terms>) -> Connection {
         Connection::new(Stream::Pipe(pipe), Address::Unknown, terms)
+    }
+
+    /// Notes that the peer speaks for `client`, before anybody else holds the connection. `None` if it speaks for itself. The
+    /// idle time counts from here.
+    #[cfg(feature = "proxy-protocol")]
+    pub(crate) fn introduce(&mut self, client: Option<Address>) {
+        let link = Rc::get_mut(&mut self.link).expect("nobody else holds it yet");
+        if let Some(client) = client {
+            link.peer_addr = CompactAddress::from(client);
+        }
+        link.activity.happened();
     }
 
     /// The handler's side of a connection. [`Link::is_released`] tells whether this side still exists.

@@ -99,6 +99,8 @@
 //!
 //! - `cli` (default): builds the command-line program. It adds the dependency argh.
 //! - `faults` (enabled by `cli`): streams that misbehave on purpose, for tests of clients (the module `faults`).
+//! - `proxy-protocol` (enabled by `cli`): the client's address behind a balancer ([`Server::proxy_protocol`]). It adds the
+//!   dependency proxy-header.
 //! - `testing`: a mock clock, and in-memory connections that simulate I/O errors (the module `testing`).
 //!
 //! [smol]: https://docs.rs/smol
@@ -112,6 +114,7 @@ mod event_loop;
 mod executor;
 #[cfg(feature = "faults")]
 pub mod faults;
+mod health;
 mod io_error;
 pub mod monitor;
 mod platform;

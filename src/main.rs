@@ -37,6 +37,9 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The default drain time.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long a connection may take to send its PROXY header. TCP sends a lost packet again after one second, then two.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     let options = match Options::parse(env::args_os().skip(1)) {
         Ok(options) => options,
@@ -139,6 +142,7 @@ async fn serve(
         .when_full(options.when_full.unwrap_or_default())
         .stall_timeout(options.stall_timeout.unwrap_or(STALL_TIMEOUT))
         .shutdown_on(shutdown)
+        .lame_duck(options.lame_duck.unwrap_or_default())
         .drain(options.drain.unwrap_or(DRAIN))
         .observe(move |event| {
             let fate = match (event, &observed) {
@@ -149,7 +153,7 @@ async fn serve(
                 // Already reported.
                 Event::Listening { .. } => {}
                 // Caused by a signal, and only once.
-                Event::Draining { .. } => events.event(event, None),
+                Event::LameDuck { .. } | Event::Draining { .. } => events.event(event, None),
                 // Caused by clients.
                 _ if quiet => {}
                 _ => events.event(event, fate),
@@ -157,6 +161,9 @@ async fn serve(
         });
     if let Some(timeout) = options.idle_timeout {
         server = server.idle_timeout(timeout);
+    }
+    if options.proxy_protocol {
+        server = server.proxy_protocol(HEADER_TIMEOUT);
     }
     check_room()?;
     log.listening(server.local_addrs(), PATIENCE);

@@ -3,6 +3,7 @@
 //! It also answers while a task blocks the loop, and shows which task it is. It uses plain blocking sockets and
 //! threads, and does not use the loop or its reactor.
 
+mod health;
 mod http;
 mod json;
 mod line;
@@ -22,7 +23,8 @@ use self::line::read_line;
 use self::request::{REQUEST_MAX, Request};
 use crate::event_loop::task_table;
 use crate::io_error;
-use crate::task_table::{TaskTable, lock};
+use crate::report::lock;
+use crate::task_table::TaskTable;
 
 /// Maximum number of connections. When another one comes, the connection that has been silent longest is closed.
 const CONNECTIONS: usize = 8;
@@ -39,18 +41,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HELP: &str = "\
 ps      the tasks, longest poll first
 stats   the servers' counters so far
+health  ok, or why no connection should come here
 help    this
 quit    close this connection
-GET / over HTTP is a page for browsers; GET /metrics is for Prometheus.
+GET / over HTTP is a page for browsers; GET /metrics is for Prometheus, GET /health for balancers.
 ";
 
 /// Serves the running loop's task table and its servers' counters on `addr`, until the result is dropped.
 ///
 /// For people (`nc 127.0.0.1 25001`, then `help`, or a browser), for Prometheus (`GET /metrics`) and for programs (`GET
-/// /tasks.json`, `GET /stats.json`). Over HTTP the `Host` must be an IP address or `localhost`, so that no other
-/// website can read the monitor through its own name. The task table is turned on: it contains the main future, and the
-/// tasks and servers that are started after this call. The monitor changes nothing. But it has no password, so `addr`
-/// should be a loopback address.
+/// /tasks.json`, `GET /stats.json`). `GET /health` is for load balancers: 200 when all servers of the loop accept
+/// connections. It is 503, with the reason in a line, when a server drains or is about to
+/// ([`lame_duck`](crate::Server::lame_duck)), when it is full and [rejects](crate::WhenFull::Reject), when a poll has
+/// blocked the loop for 5 s, and when no server is running. Over HTTP the `Host` must be an IP address or `localhost`, so
+/// that no other website can read the monitor through its own name. The task table is turned on: it contains the main
+/// future, and the tasks and servers that are started after this call. The monitor changes nothing. But it has no
+/// password, so `addr` should be a loopback address.
 ///
 /// # Errors
 ///
@@ -209,6 +215,10 @@ fn converse(mut stream: &TcpStream, place: &Place) -> io::Result<()> {
         match Request::parse(&line) {
             Request::Ps => stream.write_all(text::ps(&table.tasks()).as_bytes())?,
             Request::Stats => stream.write_all(text::stats(&table.servers()).as_bytes())?,
+            Request::Health => {
+                let health = health::health(table);
+                stream.write_all(health::line(health).as_bytes())?;
+            }
             Request::Help => stream.write_all(HELP.as_bytes())?,
             Request::Quit => return Ok(()),
             Request::Http(request) => {

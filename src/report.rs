@@ -20,7 +20,8 @@ pub struct Report {
     pub panicked: u64,
     /// Connections that the idle timeout or the stall timeout ended.
     pub timed_out: u64,
-    /// Connections that were closed without a handler, because of the connection limit or a lack of resources.
+    /// Connections that were closed without a handler, because of the connection limit, a lack of resources, or their PROXY
+    /// header.
     pub rejected: u64,
     /// Connections that were cancelled at the end of the drain.
     pub aborted: u64,
@@ -87,12 +88,17 @@ impl LiveReport {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Report> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.report)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Mutex<Report>> {
         &self.report
     }
+}
+
+/// Locks data that is consistent after every statement, so a panic while the lock is held does no harm.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The traffic of a connection: byte counts and duration.

@@ -4,23 +4,25 @@
 //! runs a handler for each connection, counts how the connections end, and drains.
 
 mod accept;
+mod candidate;
 mod connections;
+mod ending;
 mod event;
 mod farewell;
 mod incoming;
 mod listener;
 mod look;
+#[cfg(feature = "proxy-protocol")]
+mod proxy_protocol;
+mod steps;
 mod trouble;
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
-use std::panic::{self, Location};
+use std::panic::Location;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-
-use futures_lite::Stream;
 
 use crate::address::Address;
 use crate::connection::Connection;
@@ -31,10 +33,11 @@ use crate::report::{LiveReport, Report};
 use crate::time::timeout;
 
 use accept::Listeners;
-use connections::{Connections, EndedWithPanic, Handler};
+use connections::{Connections, Handler};
 use event::{Observer, Record};
 use incoming::Limits;
 use listener::{ConnectionOptions, max_connections};
+use steps::{next_of_drain, next_step, see_to, settle};
 
 #[cfg(feature = "testing")]
 pub(crate) use accept::{Queue, QueueEnd};
@@ -59,7 +62,10 @@ pub struct Server {
     stall_timeout: Option<Duration>,
     socket_buffers: Option<usize>,
     on_panic: OnPanic,
+    #[cfg(feature = "proxy-protocol")]
+    header_timeout: Option<Duration>,
     shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    lame_duck: Duration,
     drain: Duration,
     observer: Option<Observer>,
     report: LiveReport,
@@ -136,7 +142,10 @@ impl Server {
             stall_timeout: None,
             socket_buffers: None,
             on_panic: OnPanic::default(),
+            #[cfg(feature = "proxy-protocol")]
+            header_timeout: None,
             shutdown: None,
+            lame_duck: Duration::ZERO,
             drain: Duration::ZERO,
             observer: None,
             report: LiveReport::default(),
@@ -207,6 +216,22 @@ impl Server {
         self
     }
 
+    /// Takes from each connection a header of the [PROXY protocol](https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt),
+    /// version 1 or 2, before its handler starts. The TCP address in the header becomes the
+    /// [`peer_addr`](Connection::peer_addr), also in the events and the task table. If the header has none (`LOCAL`,
+    /// `UNKNOWN`, a Unix socket's), the address is the socket's. The handler reads only the bytes behind the header.
+    ///
+    /// If the header is missing, wrong, or not complete after `header_timeout`, the connection is closed and counts as
+    /// rejected. The protocol's specification advises 3 s or more, because TCP then has time to send a lost packet again.
+    /// A connection that waits for its header counts as open.
+    ///
+    /// Everybody who reaches the listener can claim any address. So only the load balancer should reach it.
+    #[cfg(feature = "proxy-protocol")]
+    pub fn proxy_protocol(mut self, header_timeout: Duration) -> Server {
+        self.header_timeout = Some(header_timeout);
+        self
+    }
+
     /// Graceful shutdown: begins when the future `shutdown` resolves, for example
     /// [`signal::shutdown()`](crate::signal::shutdown).
     ///
@@ -215,6 +240,16 @@ impl Server {
     /// are cancelled.
     pub fn shutdown_on(mut self, shutdown: impl Future<Output = ()> + 'static) -> Server {
         self.shutdown = Some(Box::pin(shutdown));
+        self
+    }
+
+    /// How long the server still accepts connections after the [shutdown](Server::shutdown_on), before it closes the
+    /// listeners and drains. By default it closes them at once.
+    ///
+    /// During this time the [monitor](crate::monitor) answers `/health` with 503. A load balancer that asks more often than
+    /// that sends no client to a closed port.
+    pub fn lame_duck(mut self, duration: Duration) -> Server {
+        self.lame_duck = duration;
         self
     }
 
@@ -272,9 +307,11 @@ impl Server {
             listeners.add_queue(queue, options);
         }
         let mut record = Record::new(self.observer, self.report.clone());
+        let mut health = None;
         if let Some(table) = event_loop::current("Server::incoming").table_if_on() {
             let addrs: Vec<String> = self.local_addrs.iter().map(Address::to_string).collect();
-            table.add_server(addrs.join(" "), self.report.shared());
+            let addrs = addrs.join(" ");
+            health = Some(table.entered_servers().enter(addrs, self.report.shared()));
         }
         for addr in &self.local_addrs {
             record.tell(&Event::Listening { addr });
@@ -284,7 +321,11 @@ impl Server {
             when_full: self.when_full,
             idle_timeout: self.idle_timeout,
             stall_timeout: self.stall_timeout,
+            #[cfg(feature = "proxy-protocol")]
+            header_timeout: self.header_timeout,
             shutdown: self.shutdown,
+            lame_duck: self.lame_duck,
+            health,
         };
         Ok(Incoming::new(listeners, limits, record))
     }
@@ -355,7 +396,7 @@ impl Server {
             }
         });
         if drained.await.is_err() {
-            incoming.give_up_late();
+            incoming.give_up_late().await;
             for ended in connections.cancel().await {
                 settle(&mut incoming, ended, on_panic);
             }
@@ -370,80 +411,5 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("local_addrs", &self.local_addrs)
             .finish_non_exhaustive()
-    }
-}
-
-/// The next thing that [`Server::serve`] has to do.
-enum Step {
-    Connected(Connection),
-    Ended(EndedWithPanic),
-    Broken(io::Error),
-}
-
-/// Waits for the next step. `None` when the server shuts down. Ended connections come first, because they free places.
-/// They cannot hold up accepts: their number is limited until their tasks run again.
-async fn next_step<H: Handler>(
-    incoming: &mut Incoming,
-    connections: &mut Connections<H>,
-) -> Option<Step> {
-    poll_fn(|cx| {
-        if let Poll::Ready(Some(ended)) = connections.poll_ended(cx) {
-            return Poll::Ready(Some(Step::Ended(ended)));
-        }
-        if incoming.poll_ended(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        poll_connected(incoming, cx)
-    })
-    .await
-}
-
-/// The next step during the drain. `None` when no connection is left.
-async fn next_of_drain<H: Handler>(
-    incoming: &mut Incoming,
-    connections: &mut Connections<H>,
-) -> Option<Step> {
-    poll_fn(|cx| {
-        let ended = connections.poll_ended(cx);
-        if let Poll::Ready(Some(ended)) = ended {
-            return Poll::Ready(Some(Step::Ended(ended)));
-        }
-        match poll_connected(incoming, cx) {
-            Poll::Ready(None) => ended.map(|_| None),
-            connected => connected,
-        }
-    })
-    .await
-}
-
-fn poll_connected(incoming: &mut Incoming, cx: &mut Context<'_>) -> Poll<Option<Step>> {
-    let next = ready!(Pin::new(incoming).poll_next(cx));
-    Poll::Ready(next.map(|next| next.map_or_else(Step::Broken, Step::Connected)))
-}
-
-/// Performs a step. Returns the error of a broken listener.
-fn see_to<H: Handler>(
-    step: Step,
-    incoming: &mut Incoming,
-    connections: &mut Connections<H>,
-    on_panic: OnPanic,
-) -> Option<io::Error> {
-    match step {
-        Step::Connected(connection) => {
-            let open = incoming.open();
-            incoming.record.connected(&connection, open);
-            connections.start(connection);
-        }
-        Step::Ended(ended) => settle(incoming, ended, on_panic),
-        Step::Broken(error) => return Some(error),
-    }
-    None
-}
-
-/// Counts and reports how a connection ended. Continues its handler's panic under [`OnPanic::Propagate`].
-fn settle(incoming: &mut Incoming, (ended, panic): EndedWithPanic, on_panic: OnPanic) {
-    incoming.record.closed(&ended);
-    if let (OnPanic::Propagate, Some(payload)) = (on_panic, panic) {
-        panic::resume_unwind(payload);
     }
 }

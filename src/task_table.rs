@@ -13,14 +13,15 @@ use std::panic::{self, AssertUnwindSafe, Location};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 use slab::Slab;
 
-use crate::report::{Report, Traffic};
+use crate::health::Servers;
+use crate::report::{Report, Traffic, lock};
 
 /// The threshold of asyncio's debug mode (`loop.slow_callback_duration`): 100 ms.
 pub const SLOW_POLL: Duration = Duration::from_millis(100);
@@ -34,8 +35,7 @@ pub struct TaskTable {
 struct Shared {
     entries: Mutex<Slab<Arc<Entry>>>,
     last_id: AtomicU64,
-    /// The counters of the loop's servers, with the addresses that they listen on.
-    servers: Mutex<Vec<(String, Weak<Mutex<Report>>)>>,
+    servers: Servers,
 }
 
 /// Information about a task at one moment.
@@ -124,7 +124,7 @@ impl TaskTable {
         let shared = Shared {
             entries: Mutex::default(),
             last_id: AtomicU64::new(0),
-            servers: Mutex::default(),
+            servers: Servers::default(),
         };
         TaskTable {
             shared: Arc::new(shared),
@@ -144,18 +144,19 @@ impl TaskTable {
 
     /// The counters of the servers that were started after the table was turned on, with the servers' addresses.
     pub fn servers(&self) -> Vec<(String, Report)> {
-        let servers = lock(&self.shared.servers);
-        let report = |report: &Weak<Mutex<Report>>| Some(lock(&*report.upgrade()?).clone());
-        servers
-            .iter()
-            .filter_map(|(addrs, weak)| Some((addrs.clone(), report(weak)?)))
-            .collect()
+        self.shared.servers.reports()
     }
 
-    pub(crate) fn add_server(&self, addrs: String, report: &Arc<Mutex<Report>>) {
-        let mut servers = lock(&self.shared.servers);
-        servers.retain(|(_, report)| report.strong_count() > 0);
-        servers.push((addrs, Arc::downgrade(report)));
+    pub(crate) fn entered_servers(&self) -> &Servers {
+        &self.shared.servers
+    }
+
+    /// A task whose poll takes `threshold` or longer so far, and how long it takes.
+    pub(crate) fn blocked(&self, threshold: Duration) -> Option<(TaskInfo, Duration)> {
+        lock(&self.shared.entries).iter().find_map(|(_, entry)| {
+            let running = entry.running().filter(|running| *running >= threshold)?;
+            Some((entry.info(), running))
+        })
     }
 
     /// Adds a task.
@@ -293,18 +294,22 @@ impl Entry {
         let _ = change(WAITING, READY) || change(RUNNING, RUNNING_WOKEN);
     }
 
+    /// How long its running poll takes so far.
+    fn running(&self) -> Option<Duration> {
+        let is_running = matches!(self.state.load(Ordering::Acquire), RUNNING | RUNNING_WOKEN);
+        is_running.then(|| {
+            let start = self.poll_start_nanos.load(Ordering::Relaxed);
+            Duration::from_nanos(self.nanos_now().saturating_sub(start))
+        })
+    }
+
     fn info(&self) -> TaskInfo {
         let state = match self.state.load(Ordering::Acquire) {
             WAITING => TaskState::Waiting,
             READY => TaskState::Ready,
             _ => TaskState::Running,
         };
-        let running = match state {
-            TaskState::Running => self
-                .nanos_now()
-                .saturating_sub(self.poll_start_nanos.load(Ordering::Relaxed)),
-            _ => 0,
-        };
+        let running = self.running().unwrap_or_default();
         TaskInfo {
             id: self.id,
             name: self.name.clone(),
@@ -312,10 +317,9 @@ impl Entry {
             state,
             age: self.spawned.elapsed(),
             polls: self.polls.load(Ordering::Relaxed),
-            busy: Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed) + running),
-            longest_poll: Duration::from_nanos(
-                self.longest_nanos.load(Ordering::Relaxed).max(running),
-            ),
+            busy: Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed)) + running,
+            longest_poll: Duration::from_nanos(self.longest_nanos.load(Ordering::Relaxed))
+                .max(running),
             connection: self.peer_addr.as_ref().map(|peer_addr| ConnectionInfo {
                 peer_addr: peer_addr.clone(),
                 bytes_in: self.bytes_in.load(Ordering::Relaxed),
@@ -435,9 +439,4 @@ impl SlowPolls {
             self.watcher.replace(Some((threshold, report)));
         }
     }
-}
-
-/// Locks data that is consistent after every statement, so a panic while the lock is held does no harm.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

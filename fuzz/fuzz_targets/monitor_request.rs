@@ -41,6 +41,7 @@ fn expected(line: &[u8]) -> Request<'_> {
     match words[..] {
         ["ps"] => Request::Ps,
         ["stats"] => Request::Stats,
+        ["health"] => Request::Health,
         ["help"] | [] => Request::Help,
         ["quit"] => Request::Quit,
         ["GET", path, ..] => http("GET", path, words.get(2)),

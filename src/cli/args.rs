@@ -61,9 +61,18 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) stall_timeout: Option<Duration>,
 
+    /// seconds to accept connections after SIGINT or SIGTERM while /health of the monitor says 503 (default 0); the
+    /// graceful shutdown follows
+    #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
+    pub(crate) lame_duck: Option<Duration>,
+
     /// seconds for a graceful shutdown after SIGINT or SIGTERM (default 5); a second signal exits at once
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
+
+    /// take the client's address from the PROXY header (v1 or v2) that must begin every connection
+    #[argh(switch)]
+    pub(crate) proxy_protocol: bool,
 
     /// address of the monitor (tasks, counters) for nc, browsers and Prometheus: PORT (127.0.0.1), IP:PORT or
     /// [IP6]:PORT
@@ -149,7 +158,9 @@ impl Options {
             ("--when-full", self.when_full.is_some()),
             ("--idle-timeout", self.idle_timeout.is_some()),
             ("--stall-timeout", self.stall_timeout.is_some()),
+            ("--lame-duck", self.lame_duck.is_some()),
             ("--drain", self.drain.is_some()),
+            ("--proxy-protocol", self.proxy_protocol),
             ("--monitor", self.monitor.is_some()),
             ("--fault", !self.fault.is_empty()),
             ("--log", self.log.is_some()),

@@ -202,6 +202,7 @@ fn described(event: &Event<'_>) -> (&'static str, Vec<Field>) {
             ];
             ("accept_resumed", fields)
         }
+        Event::LameDuck { duration } => ("lame_duck", vec![("duration", seconds(*duration))]),
         Event::Draining {
             connections,
             timeout,
@@ -302,6 +303,7 @@ mod tests {
                 lasted,
                 failures: 2,
             },
+            Event::LameDuck { duration: lasted },
             Event::Draining {
                 connections: 1,
                 timeout: lasted,

@@ -97,6 +97,15 @@ impl Ends {
         })
     }
 
+    /// As with `MSG_PEEK`: what has arrived stays there, but an error is told once.
+    #[cfg(feature = "proxy-protocol")]
+    pub(super) fn peek(&mut self, me: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.flows[1 - me].peek(buffer) {
+            0 => self.read(me, buffer),
+            count => Ok(count),
+        }
+    }
+
     pub(super) fn write(&mut self, me: usize, bytes: &[u8]) -> io::Result<usize> {
         let end = &mut self.ends[me];
         if end.shut_write || end.is_closed {

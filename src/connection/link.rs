@@ -29,10 +29,10 @@ const WRITE_BURST: u32 = 2 * READ_BURST;
 pub(crate) struct Link {
     stream: Stream,
     id: u64,
-    peer_addr: CompactAddress,
+    pub(super) peer_addr: CompactAddress,
     /// The time of opening, in nanoseconds on the clock of its terms.
     opened: u64,
-    activity: Activity,
+    pub(super) activity: Activity,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
     reading: Direction,
@@ -110,7 +110,7 @@ impl Link {
         &self.terms
     }
 
-    pub(super) fn stream(&self) -> &Stream {
+    pub(crate) fn stream(&self) -> &Stream {
         &self.stream
     }
 

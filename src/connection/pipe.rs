@@ -154,6 +154,12 @@ impl Pipe {
         self.with(|ends| ends.read(self.me, &mut buffer[..most]))
     }
 
+    #[cfg(feature = "proxy-protocol")]
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = self.faults.borrow_mut().draw(buffer.len())?;
+        self.with(|ends| ends.peek(self.me, &mut buffer[..most]))
+    }
+
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let most = self.faults.borrow_mut().draw(bytes.len())?;
         self.with(|ends| ends.write(self.me, &bytes[..most]))

@@ -32,6 +32,12 @@ fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(received)
 }
 
+#[cfg(feature = "proxy-protocol")]
+fn peek(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::PEEK)?;
+    Ok(received)
+}
+
 pub(super) fn is_writable(socket: &impl AsFd) -> bool {
     !output_state(socket).is_empty()
 }
@@ -59,12 +65,23 @@ pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Resu
 }
 
 impl Stream {
-    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Tcp(stream) => receive(&**stream, buffer),
             Stream::Unix(stream) => receive(&**stream, buffer),
             #[cfg(feature = "testing")]
             Stream::Pipe(pipe) => pipe.read(buffer),
+        }
+    }
+
+    /// Reads, and leaves what it reads to be read once more.
+    #[cfg(feature = "proxy-protocol")]
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => peek(&**stream, buffer),
+            Stream::Unix(stream) => peek(&**stream, buffer),
+            #[cfg(feature = "testing")]
+            Stream::Pipe(pipe) => pipe.peek(buffer),
         }
     }
 
@@ -77,7 +94,7 @@ impl Stream {
         }
     }
 
-    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) => stream.poll_readable(cx),
             Stream::Unix(stream) => stream.poll_readable(cx),

@@ -296,13 +296,19 @@ impl Flow {
         free as u64
     }
 
-    /// Takes what has arrived.
-    pub(super) fn take(&mut self, buffer: &mut [u8]) -> usize {
+    /// Copies what has arrived, and leaves it there.
+    pub(super) fn peek(&self, buffer: &mut [u8]) -> usize {
         let count = self.arrived.min(buffer.len());
         let (front, back) = self.bytes.as_slices();
         let split = count.min(front.len());
         buffer[..split].copy_from_slice(&front[..split]);
         buffer[split..count].copy_from_slice(&back[..count - split]);
+        count
+    }
+
+    /// Takes what has arrived.
+    pub(super) fn take(&mut self, buffer: &mut [u8]) -> usize {
+        let count = self.peek(buffer);
         self.bytes.drain(..count);
         self.arrived -= count;
         count

@@ -4,6 +4,7 @@ use std::io::{self, BufReader, Write};
 use std::net::{IpAddr, Ipv6Addr, TcpStream};
 use std::time::Instant;
 
+use super::health;
 use super::json;
 use super::line::read_line;
 use super::request::HttpRequest;
@@ -34,6 +35,7 @@ pub(super) fn answer(
     table: &TaskTable,
 ) -> io::Result<bool> {
     const PLAIN: &str = "text/plain; charset=utf-8";
+    const UNAVAILABLE: &str = "503 Service Unavailable";
     const JSON: &str = "application/json";
     let headers = read_headers(reader, deadline)?;
     let path = request.path.split('?').next().unwrap_or_default();
@@ -56,6 +58,15 @@ pub(super) fn answer(
         (_, "/") => ("200 OK", "text/html; charset=utf-8", PAGE.to_owned()),
         (_, "/tasks.json") => ("200 OK", JSON, json::tasks(&table.tasks())),
         (_, "/stats.json") => ("200 OK", JSON, json::stats(&table.servers())),
+        (_, "/health") => {
+            let health = health::health(table);
+            let status = if health.is_ok() {
+                "200 OK"
+            } else {
+                UNAVAILABLE
+            };
+            (status, PLAIN, health::line(health))
+        }
         (_, "/metrics") => (
             "200 OK",
             "text/plain; version=0.0.4; charset=utf-8",
@@ -64,10 +75,10 @@ pub(super) fn answer(
         _ => (
             "404 Not Found",
             PLAIN,
-            "there are /, /tasks.json, /stats.json and /metrics\n".to_owned(),
+            "there are /, /health, /metrics, /stats.json and /tasks.json\n".to_owned(),
         ),
     };
-    let refused = !matches!(&status[..3], "200" | "404");
+    let refused = !matches!(&status[..3], "200" | "404" | "503");
     let stays = request.is_1_1 && !refused && headers.is_some_and(|headers| !headers.last);
     let connection = if stays { "keep-alive" } else { "close" };
     let mut answer = format!(

@@ -8,6 +8,7 @@ pub(super) const REQUEST_MAX: usize = 256;
 pub(super) enum Request<'a> {
     Ps,
     Stats,
+    Health,
     Help,
     Quit,
     Http(HttpRequest<'a>),
@@ -40,6 +41,7 @@ impl Request<'_> {
         match text {
             "ps" => Request::Ps,
             "stats" => Request::Stats,
+            "health" => Request::Health,
             "help" | "" => Request::Help,
             "quit" => Request::Quit,
             _ => http(text).map_or(Request::Unknown, Request::Http),
@@ -72,11 +74,12 @@ mod tests {
                 is_1_1,
             })
         };
-        let cases: [(&[u8], Request<'_>); 14] = [
+        let cases: [(&[u8], Request<'_>); 15] = [
             (b"ps\n", Request::Ps),
             (b"  ps \r\n", Request::Ps),
             (b"ps", Request::Ps),
             (b"stats\n", Request::Stats),
+            (b"health\n", Request::Health),
             (b"\n", Request::Help),
             (b"quit\n", Request::Quit),
             (b"GET /metrics HTTP/1.1\r\n", http("GET", "/metrics", true)),

@@ -13,6 +13,8 @@ use crate::connection::Connection;
 use crate::io_error::in_plain_words;
 use crate::report::{LiveReport, Report, Traffic};
 
+use super::trouble::Trouble;
+
 /// An event in a server, for [`Server::observe`](super::Server::observe).
 ///
 /// Displays as a line for a log. The line never contains data that a peer sent.
@@ -50,12 +52,12 @@ pub enum Event<'a> {
         /// faults.
         faults: &'a str,
     },
-    /// A connection was closed right after it was accepted: the server is full and set to [reject](WhenFull::Reject),
-    /// or the connection could not be registered with the reactor.
+    /// A connection was closed before it had a handler: the server is full and set to [reject](WhenFull::Reject), the
+    /// connection could not be registered with the reactor, or its PROXY header was missing or wrong.
     Rejected {
         /// The peer's address.
         peer_addr: &'a Address,
-        /// The system's error. `None` if the server is full.
+        /// The reason. `None` if the server is full.
         error: Option<&'a io::Error>,
     },
     /// The connection limit is reached. Reported once, until [`LimitCleared`](Event::LimitCleared).
@@ -85,6 +87,11 @@ pub enum Event<'a> {
         lasted: Duration,
         /// Number of failures.
         failures: u64,
+    },
+    /// The shutdown has begun. The server still accepts, and the monitor tells load balancers to send no more clients.
+    LameDuck {
+        /// How long the server still accepts.
+        duration: Duration,
     },
     /// The server accepts no new connections and waits for its open connections.
     Draining {
@@ -171,6 +178,9 @@ impl Event<'_> {
             Event::AcceptResumed { lasted, failures } => {
                 format!("accepting again after {lasted:.1?}, failures {failures}")
             }
+            Event::LameDuck { duration } => {
+                format!("still accepting for {duration:.1?} (lame duck), then draining")
+            }
             Event::Draining {
                 connections,
                 timeout,
@@ -239,6 +249,20 @@ impl Record {
     pub(super) fn rejected(&mut self, peer_addr: &Address, error: Option<&io::Error>) {
         self.report().rejected += 1;
         self.tell(&Event::Rejected { peer_addr, error });
+    }
+
+    pub(super) fn limit_cleared(&mut self, full: &Trouble) {
+        self.tell(&Event::LimitCleared {
+            lasted: full.lasted(),
+            rejected: full.count,
+        });
+    }
+
+    pub(super) fn accept_resumed(&mut self, shortage: &Trouble) {
+        self.tell(&Event::AcceptResumed {
+            lasted: shortage.lasted(),
+            failures: shortage.count,
+        });
     }
 
     pub(super) fn closed(&mut self, ended: &Ended) {

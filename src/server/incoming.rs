@@ -6,22 +6,25 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_lite::{FutureExt, Stream};
-use smol::Task;
+use futures_lite::Stream;
 
 use crate::connection::{Connection, Terms};
-use crate::event_loop::spawn_named;
-use crate::executor;
+use crate::health::{Ailment, Health};
 use crate::io_error;
 use crate::time::{Sleep, sleep};
 
 use super::accept::{AcceptError, Accepted, Listeners};
+use super::candidate::Candidate;
+use super::ending::{Ending, Stage};
 use super::event::{Event, Record, WhenFull};
 use super::farewell::Lingering;
 use super::look::Look;
+#[cfg(feature = "proxy-protocol")]
+use super::proxy_protocol::Headers;
 use super::trouble::Trouble;
 
 /// Number of accepts (or accept errors) in a row before other tasks run.
@@ -30,8 +33,7 @@ const ACCEPT_BURST: u32 = 16;
 /// How long a server without free file descriptors or memory waits for one of its connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// After this many accept errors in a row the server pauses, even if each error seems to concern only one connection.
-/// So many connections rarely fail together. But a seccomp filter, for example, makes every call fail.
+/// After this many errors in a row accept pauses, though each seems to concern one connection: think of a seccomp filter.
 const ERRORS_MAX: u32 = 100;
 
 /// Maximum number of connections that are taken from the kernel's backlog when the server shuts down.
@@ -51,14 +53,17 @@ pub struct Incoming {
     /// Set while there are no file descriptors or no memory for another connection.
     shortage: Option<Trouble>,
     retry: Option<Retry>,
+    /// Connections that must send a PROXY header first.
+    #[cfg(feature = "proxy-protocol")]
+    headers: Option<Headers>,
     /// A connection over the limit that is about to be rejected.
     candidate: Option<Candidate>,
     /// Created when the first connection over the limit comes.
     look: Option<Rc<Look>>,
-    /// Finishes when the server has to shut down. It is a separate task, so that it is not polled at every accept.
-    shutdown: Option<Task<()>>,
-    ended: bool,
-    /// Connections that came before the shutdown, and are waiting for a place.
+    ending: Ending,
+    /// For the monitor, if there is one.
+    health: Option<Arc<Health>>,
+    /// Connections that had come before the shutdown, and were not accepted by then.
     late: VecDeque<Accepted>,
     /// Number of connections accepted since other tasks last ran.
     burst: u32,
@@ -73,7 +78,11 @@ pub(super) struct Limits {
     pub(super) when_full: WhenFull,
     pub(super) idle_timeout: Option<Duration>,
     pub(super) stall_timeout: Option<Duration>,
+    #[cfg(feature = "proxy-protocol")]
+    pub(super) header_timeout: Option<Duration>,
     pub(super) shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    pub(super) lame_duck: Duration,
+    pub(super) health: Option<Arc<Health>>,
 }
 
 /// The time of the next try after a shortage.
@@ -81,13 +90,6 @@ struct Retry {
     at: Sleep,
     /// Number of file descriptors that had become free before the last try.
     closed_before: u64,
-}
-
-/// A connection over the limit. Before it is rejected, all ready tasks run once. One of them may be about to end:
-/// perhaps the peer has closed its old connection before it made this one.
-struct Candidate {
-    accepted: Accepted,
-    others: Task<()>,
 }
 
 impl Incoming {
@@ -101,12 +103,12 @@ impl Incoming {
             full: None,
             shortage: None,
             retry: None,
+            #[cfg(feature = "proxy-protocol")]
+            headers: limits.header_timeout.map(Headers::new),
             candidate: None,
             look: None,
-            shutdown: limits
-                .shutdown
-                .map(|shutdown| spawn_named("shutdown", shutdown)),
-            ended: false,
+            ending: Ending::new(limits.shutdown, limits.lame_duck),
+            health: limits.health,
             late: VecDeque::new(),
             burst: 0,
             errors: 0,
@@ -130,13 +132,16 @@ impl Incoming {
 
     /// Ready when no new connections are accepted any more. Late connections may still wait for a place.
     pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(shutdown) = &mut self.shutdown
-            && shutdown.poll(cx).is_ready()
-        {
-            self.shutdown = None;
-            self.end();
+        while let Poll::Ready(stage) = self.ending.poll(cx) {
+            match stage {
+                Stage::Drains => self.end(),
+                Stage::LameDuck(duration) => {
+                    self.note_health();
+                    self.record.tell(&Event::LameDuck { duration });
+                }
+            }
         }
-        if self.ended {
+        if self.ending.has_ended() {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -145,7 +150,8 @@ impl Incoming {
 
     /// Stops accepting, and notifies the connections.
     fn end(&mut self) {
-        self.ended = true;
+        self.ending.end();
+        self.note_health();
         self.late
             .extend(self.candidate.take().map(|candidate| candidate.accepted));
         // A client in the kernel's backlog has connected before the end, and may have sent data. An error counts as one
@@ -158,20 +164,31 @@ impl Incoming {
         }
         self.listeners.close();
         self.terms.close();
-        self.full
-            .take()
-            .into_iter()
-            .for_each(|full| self.tell_cleared(full));
-        self.shortage
-            .take()
-            .into_iter()
-            .for_each(|shortage| self.tell_resumed(shortage));
+        if let Some(full) = self.full.take() {
+            self.record.limit_cleared(&full);
+        }
+        if let Some(shortage) = self.shortage.take() {
+            self.record.accept_resumed(&shortage);
+        }
     }
 
-    /// Rejects the late connections that have found no place.
-    pub(super) fn give_up_late(&mut self) {
+    /// Rejects the late connections that have found no place, or have not sent their PROXY header.
+    pub(super) async fn give_up_late(&mut self) {
+        #[cfg(feature = "proxy-protocol")]
+        if let Some(headers) = &mut self.headers {
+            headers.give_up(&mut self.record).await;
+        }
         while let Some(accepted) = self.late.pop_front() {
             self.record.rejected(accepted.peer_addr(), accepted.error());
+        }
+    }
+
+    /// Notes for the monitor whether connections are welcome.
+    fn note_health(&self) {
+        if let Some(health) = &self.health {
+            let is_full = self.when_full == WhenFull::Reject && !self.has_room();
+            let full = is_full.then_some(Ailment::Full);
+            health.set(self.ending.ailment().or(full));
         }
     }
 
@@ -184,6 +201,7 @@ impl Incoming {
         if self.has_room() {
             if let Some(full) = &mut self.full {
                 full.is_gone();
+                self.note_health();
             }
             return Poll::Ready(());
         }
@@ -196,7 +214,14 @@ impl Incoming {
         }
         self.full.get_or_insert_with(Trouble::begin).is_back();
         match self.when_full {
-            WhenFull::Reject => Poll::Ready(()),
+            WhenFull::Reject => {
+                if self.health.is_some() {
+                    self.note_health();
+                    // Nobody has to come for it to be noted that there is room.
+                    self.terms.wake_at_next_end(cx.waker());
+                }
+                Poll::Ready(())
+            }
             WhenFull::Wait => {
                 self.terms.wake_at_next_end(cx.waker());
                 Poll::Pending
@@ -240,31 +265,17 @@ impl Incoming {
     fn tell_calm(&mut self, cx: &mut Context<'_>) {
         let mut is_over = |trouble: &mut Trouble| trouble.poll_over(cx).is_ready();
         if let Some(full) = self.full.take_if(&mut is_over) {
-            self.tell_cleared(full);
+            self.record.limit_cleared(&full);
         }
         if let Some(shortage) = self.shortage.take_if(&mut is_over) {
-            self.tell_resumed(shortage);
+            self.record.accept_resumed(&shortage);
         }
     }
 
-    fn tell_cleared(&mut self, full: Trouble) {
-        self.record.tell(&Event::LimitCleared {
-            lasted: full.lasted(),
-            rejected: full.count,
-        });
-    }
-
-    fn tell_resumed(&mut self, shortage: Trouble) {
-        self.record.tell(&Event::AcceptResumed {
-            lasted: shortage.lasted(),
-            failures: shortage.count,
-        });
-    }
-
-    /// Turns an accepted socket into a connection. `None` if the reactor could not watch the socket.
+    /// Makes a connection of what was accepted, if it could be, and need not say first for whom it comes.
     fn connect(&mut self, accepted: Accepted) -> Option<Connection> {
         let terms = self.terms.clone();
-        match accepted {
+        let connection = match accepted {
             Accepted::Tcp(stream, peer_addr) => {
                 Some(Connection::accepted(stream, peer_addr, terms))
             }
@@ -277,7 +288,22 @@ impl Incoming {
                 self.record.rejected(&peer_addr, Some(&error));
                 None
             }
+        };
+        #[cfg(feature = "proxy-protocol")]
+        if let (Some(headers), Some(_)) = (&mut self.headers, &connection) {
+            connection.into_iter().for_each(|c| headers.wait_for(c));
+            return None;
         }
+        connection
+    }
+
+    /// The next connection that has said for whom it comes. Ready with `None` if none has to.
+    fn poll_introduced(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Connection>> {
+        #[cfg(feature = "proxy-protocol")]
+        if let Some(headers) = &mut self.headers {
+            return headers.poll_next(_cx, &mut self.record);
+        }
+        Poll::Ready(None)
     }
 
     /// `None` if there are no sockets to poll, or no file descriptors for it.
@@ -295,8 +321,20 @@ impl Incoming {
         }
     }
 
-    /// The next connection that came before the shutdown, when there is a place for it.
+    /// Turns an accepted socket into a connection. `None` if the reactor could not watch the socket, or if it must send a
+    /// PROXY header first.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
+        match self.poll_queued(cx) {
+            Poll::Ready(Some(connection)) => Poll::Ready(Some(connection)),
+            queued => match self.poll_introduced(cx) {
+                Poll::Ready(None) => queued,
+                introduced => introduced,
+            },
+        }
+    }
+
+    /// The next that waited in the kernel's queue until the shutdown, when there is room.
+    fn poll_queued(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
         while !self.late.is_empty() {
             if !self.has_room() && self.when_full == WhenFull::Wait {
                 self.terms.wake_at_next_end(cx.waker());
@@ -321,7 +359,7 @@ impl Incoming {
             return Poll::Ready(None);
         };
         if self.terms.open() >= self.max_connections {
-            ready!(candidate.others.poll(cx));
+            ready!(candidate.poll_others(cx));
         }
         let accepted = self.candidate.take().map(|candidate| candidate.accepted);
         Poll::Ready(match accepted {
@@ -360,6 +398,9 @@ impl Incoming {
             if let Some(connection) = ready!(self.poll_candidate(cx)) {
                 return Poll::Ready(Ok(connection));
             }
+            if let Poll::Ready(Some(connection)) = self.poll_introduced(cx) {
+                return Poll::Ready(Ok(connection));
+            }
             ready!(self.poll_room(cx));
             ready!(self.poll_retry(cx));
             // The loop's other tasks must run even if errors come back at once, or a flood of connections arrives.
@@ -377,8 +418,7 @@ impl Incoming {
                 Ok(accepted) => {
                     self.recover();
                     if !self.has_room() {
-                        let others = spawn_named("accept", let_others_end(self.look()));
-                        self.candidate = Some(Candidate { accepted, others });
+                        self.candidate = Some(Candidate::new(accepted, self.look()));
                     } else if let Some(connection) = self.connect(accepted) {
                         return Poll::Ready(Ok(connection));
                     }
@@ -401,18 +441,7 @@ impl Incoming {
     }
 }
 
-/// Polls the sockets, and then lets tasks run that may be about to end: one poll to yield before the read, and one poll
-/// to read the end of input.
-async fn let_others_end(look: Option<Rc<Look>>) {
-    if let Some(look) = look {
-        look.taken().await.ok();
-    }
-    for _ in 0..2 {
-        sleep(Duration::from_nanos(1)).await;
-        executor::last_turn().await;
-    }
-}
-
+/// The next connection that came before the shutdown, when there is a place for it.
 impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Incoming")

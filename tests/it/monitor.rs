@@ -211,10 +211,10 @@ fn one_connection_may_ask_many_things() {
     let send = |request: &str| (&stream).write_all(request.as_bytes()).unwrap();
     let help = |lines: &mut dyn Iterator<Item = String>| {
         let words: Vec<String> = lines
-            .take(5)
+            .take(6)
             .map(|line| line.split(' ').next().unwrap().to_owned())
             .collect();
-        assert_eq!(words, ["ps", "stats", "help", "quit", "GET"]);
+        assert_eq!(words, ["ps", "stats", "health", "help", "quit", "GET"]);
     };
     send("help\n");
     help(&mut lines);
@@ -390,7 +390,10 @@ fn any_other_page_is_not_found() {
     for path in ["/page.html", "/metrics/", "/favicon.ico", "metrics"] {
         let (status, _, body) = get(monitored.addr, &format!("GET {path} HTTP/1.0\r\n\r\n"));
         assert_eq!(status, "HTTP/1.1 404 Not Found");
-        assert_eq!(body, "there are /, /tasks.json, /stats.json and /metrics\n");
+        assert_eq!(
+            body,
+            "there are /, /health, /metrics, /stats.json and /tasks.json\n"
+        );
     }
 }
 

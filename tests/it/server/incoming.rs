@@ -15,7 +15,7 @@ use crate::server::{has_ended, is_silent_for};
 use crate::support::{TempDir, ask, connect, echo, within_deadline};
 
 /// Runs `serve` on a server with `listeners` in a thread, until the sender is dropped.
-pub(super) fn run<T: Send + 'static>(
+pub(crate) fn run<T: Send + 'static>(
     listeners: impl IntoIterator<Item = Listener>,
     serve: impl AsyncFnOnce(Server) -> io::Result<T> + Send + 'static,
 ) -> (Sender<()>, JoinHandle<io::Result<T>>) {
@@ -31,7 +31,7 @@ pub(super) fn run<T: Send + 'static>(
 }
 
 /// Shuts down and waits for the end.
-pub(super) fn stop<T: Send + 'static>(
+pub(crate) fn stop<T: Send + 'static>(
     (shutdown, thread): (Sender<()>, JoinHandle<io::Result<T>>),
 ) -> T {
     drop(shutdown);

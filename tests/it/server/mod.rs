@@ -5,7 +5,7 @@ pub(crate) mod backpressure;
 mod endings;
 mod events;
 mod fairness;
-mod incoming;
+pub(crate) mod incoming;
 mod isolation;
 mod limits;
 mod patience;
