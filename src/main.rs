@@ -40,13 +40,18 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How long a connection may take to send its PROXY header. TCP sends a lost packet again after one second, then two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The file descriptors of the monitor: its listener, and one that the kernel reserves while it waits to accept.
+const OF_MONITOR: usize = 2;
+
 fn main() -> ExitCode {
     let options = match Options::parse(env::args_os().skip(1)) {
         Ok(options) => options,
         Err(Early::Answer(text)) => {
             // If the reader has closed the pipe (`| head -1`), this is not an error of the program.
-            writeln!(io::stdout(), "{text}").ok();
-            return ExitCode::SUCCESS;
+            return match writeln!(io::stdout(), "{text}") {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(1, error),
+                _ => ExitCode::SUCCESS,
+            };
         }
         Err(Early::Usage(line)) => return fail(2, line),
     };
@@ -84,14 +89,14 @@ fn run(options: Options) -> io::Result<()> {
     // Before the line "listening": a program that waits for this line may send a signal at once.
     let shutdown = signal::shutdown()?;
 
+    let log = Log {
+        format: options.log.unwrap_or(LogFormat::Text),
+        timestamps: options.timestamps,
+        output: output.clone(),
+        errors: errors.clone(),
+    };
     match options.model {
         Model::Async => {
-            let log = Log {
-                format: options.log.unwrap_or(LogFormat::Text),
-                timestamps: options.timestamps,
-                output: output.clone(),
-                errors: errors.clone(),
-            };
             let server = serve(options, listeners, shutdown, max_descriptors, &log);
             let report = event_loop.run(server)?;
             log.report(&report);
@@ -103,12 +108,7 @@ fn run(options: Options) -> io::Result<()> {
     }
 
     output.flush(PATIENCE);
-    if output.lost_lines() > 0 {
-        errors.line(format_args!(
-            "lines of output lost: {}",
-            output.lost_lines()
-        ));
-    }
+    log.lost_lines();
     Ok(())
 }
 
@@ -129,6 +129,13 @@ async fn serve(
     max_descriptors: u64,
     log: &Log,
 ) -> io::Result<Report> {
+    check_room(
+        1 + if options.monitor.is_some() {
+            OF_MONITOR
+        } else {
+            0
+        },
+    )?;
     let monitor = options.monitor.map(listen::monitor).transpose()?;
     let room = max_descriptors.saturating_sub(OTHER_DESCRIPTORS);
     let default_max = room.clamp(1, MAX_CONNECTIONS) as usize;
@@ -165,7 +172,6 @@ async fn serve(
     if options.proxy_protocol {
         server = server.proxy_protocol(HEADER_TIMEOUT);
     }
-    check_room()?;
     log.listening(server.local_addrs(), PATIENCE);
     if let Some(faults) = faults {
         log.notice("faults", "misbehaving on purpose:", faults);
@@ -196,19 +202,17 @@ async fn serve(
     }
 }
 
-/// Fails if no file descriptor is left for a connection.
-fn check_room() -> io::Result<()> {
+/// Fails if there are not so many file descriptors left: one for a connection, and those that will be opened before that.
+fn check_room(descriptors: usize) -> io::Result<()> {
     let explain = |error: io::Error| {
         let text = format!(
             "cannot accept any connection: {error}; raise the limit of open files (ulimit -n)"
         );
         io::Error::new(error.kind(), text)
     };
-    io::stderr()
-        .as_fd()
-        .try_clone_to_owned()
-        .map(drop)
-        .map_err(explain)
+    let open = |_| io::stderr().as_fd().try_clone_to_owned();
+    let opened: io::Result<Vec<_>> = (0..descriptors).map(open).collect();
+    opened.map(drop).map_err(explain)
 }
 
 /// Starts one of the other two models, in threads of its own.
@@ -230,7 +234,7 @@ fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> i
         Model::Sequential => models::serve_sequentially(listeners, echo)?,
         _ => models::serve_in_threads(listeners, echo)?,
     };
-    check_room()?;
+    check_room(1)?;
     for addr in addrs {
         output.line(format_args!("listening on {addr}"));
     }

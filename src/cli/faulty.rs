@@ -68,7 +68,8 @@ impl Fates {
         loop {
             let received = connection.read(&mut chunk).await?;
             if received == 0 {
-                return connection.close().await;
+                connection.delay_close().await;
+                return Ok(());
             }
             reply.clear();
             framer.frame(&chunk[..received], &mut reply);

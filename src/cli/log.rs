@@ -110,26 +110,39 @@ impl Log {
         );
     }
 
+    /// Tells on stderr how many lines stdout has lost, if any: they came faster than they were written, or could not be.
+    pub(crate) fn lost_lines(&self) {
+        let lost = self.output.lost_lines();
+        if lost > 0 {
+            let time = if self.timestamps {
+                format!("{} ", now())
+            } else {
+                String::new()
+            };
+            self.errors
+                .line(format_args!("{time}lines of output lost: {lost}"));
+        }
+    }
+
     fn line(
         &self,
         is_news: bool,
         text: impl FnOnce() -> String,
         json: impl FnOnce() -> (&'static str, Vec<Field>),
     ) {
-        let time = || humantime::format_rfc3339_micros(SystemTime::now());
         if self.format == LogFormat::Json {
             let (name, fields) = json();
             let fields: String = fields
                 .iter()
                 .map(|(name, value)| format!(",\"{name}\":{value}"))
                 .collect();
-            let start = format_args!("{{\"time\":\"{}\",\"event\":\"{name}\"", time());
+            let start = format_args!("{{\"time\":\"{}\",\"event\":\"{name}\"", now());
             self.output.line(format_args!("{start}{fields}}}"));
             return;
         }
         let output = if is_news { &self.output } else { &self.errors };
         match self.timestamps {
-            true => output.line(format_args!("{} {}", time(), text())),
+            true => output.line(format_args!("{} {}", now(), text())),
             false => output.line(text()),
         }
     }
@@ -218,6 +231,11 @@ fn described(event: &Event<'_>) -> (&'static str, Vec<Field>) {
     }
 }
 
+/// The time, as RFC 3339 in UTC.
+fn now() -> impl Display {
+    humantime::format_rfc3339_micros(SystemTime::now())
+}
+
 fn reason_name(reason: &CloseReason) -> &'static str {
     match reason {
         CloseReason::Completed => "completed",
@@ -230,10 +248,12 @@ fn reason_name(reason: &CloseReason) -> &'static str {
 }
 
 fn error_fields(error: &io::Error) -> [Field; 2] {
-    [
-        ("error_kind", format!("{:?}", error.kind()).into()),
-        ("error", text(error)),
-    ]
+    let kind = match format!("{:?}", error.kind()) {
+        // It is no name that a Rust program could use.
+        kind if kind == "Uncategorized" => "Other".to_owned(),
+        kind => kind,
+    };
+    [("error_kind", kind.into()), ("error", text(error))]
 }
 
 fn text(what: &impl Display) -> Value {

@@ -1,7 +1,7 @@
 //! A stream with the faults that were drawn for it.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
@@ -154,6 +154,12 @@ impl<S> Faulty<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Faulty<S> {
+    /// Waits for the time of `close-delay`, once, and closes nothing. For a handler that leaves the close to its server,
+    /// which then knows better how to end the connection.
+    pub async fn delay_close(&mut self) {
+        poll_fn(|cx| self.poll_close_delay(cx)).await;
+    }
+
     /// Ready with the end of the stream, if it is reached. Performs the end first.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<End>>> {
         let due = self.end.filter(|(bytes, _)| self.sent >= *bytes);
@@ -177,13 +183,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Faulty<S> {
         if self.is_over {
             return Poll::Ready(Ok(()));
         }
-        if let Some(delay) = self.close_delay.take() {
-            self.pause = Some(time::sleep(delay));
-        }
-        ready!(self.poll_pause(cx));
+        ready!(self.poll_close_delay(cx));
         ready!(Pin::new(&mut self.stream).poll_close(cx))?;
         self.is_over = true;
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_close_delay(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(delay) = self.close_delay.take() {
+            self.pause = Some(time::sleep(delay));
+        }
+        self.poll_pause(cx)
     }
 
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
