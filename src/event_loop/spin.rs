@@ -76,6 +76,7 @@ mod tests {
             spin.slept(Duration::ZERO);
             if spin.goes_on(now) {
                 spins += 1;
+                assert!(spin.goes_on(now + SPIN / 2), "a spin lasts");
                 now += SPIN;
                 assert!(!spin.goes_on(now), "a spin has an end");
             }
@@ -98,6 +99,6 @@ mod tests {
         assert_eq!(spins, 11, "the pauses double, up to {MAX_PENALTY}");
         while !spin.goes_on(Instant::now()) {}
         spin.succeeded();
-        assert!(spin.goes_on(Instant::now()));
+        assert_eq!(spins_in_vain(&mut spin, 3), 2, "a single pause between");
     }
 }
