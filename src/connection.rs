@@ -214,7 +214,8 @@ impl Connection {
 
     #[cfg(feature = "testing")]
     pub(crate) fn in_memory(pipe: pipe::Pipe, terms: Rc<Terms>) -> Connection {
-        Connection::new(Stream::Pipe(pipe), Address::Unknown, terms)
+        let peer_addr = pipe.peer_addr().clone();
+        Connection::new(Stream::Pipe(pipe), peer_addr, terms)
     }
 
     /// The handler's side of a connection, of which [`Link::is_released`] tells whether it is there.

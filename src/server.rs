@@ -52,7 +52,7 @@ pub struct Server {
     local_addrs: Vec<Address>,
     /// Connections in memory, of a test.
     #[cfg(feature = "testing")]
-    queue: Option<QueueEnd>,
+    queues: Vec<QueueEnd>,
     max_connections: usize,
     when_full: WhenFull,
     idle_timeout: Option<Duration>,
@@ -117,9 +117,9 @@ impl Server {
     }
 
     #[cfg(feature = "testing")]
-    pub(crate) fn from_queue(queue: QueueEnd) -> Server {
+    pub(crate) fn from_queues(queues: Vec<QueueEnd>) -> Server {
         Server {
-            queue: Some(queue),
+            queues,
             ..Server::new(Vec::new(), Vec::new())
         }
     }
@@ -130,7 +130,7 @@ impl Server {
             listeners,
             local_addrs,
             #[cfg(feature = "testing")]
-            queue: None,
+            queues: Vec::new(),
             when_full: WhenFull::default(),
             idle_timeout: None,
             stall_timeout: None,
@@ -268,7 +268,7 @@ impl Server {
         #[cfg_attr(not(feature = "testing"), expect(unused_mut))]
         let mut listeners = Listeners::new(self.listeners, options).map_err(watch)?;
         #[cfg(feature = "testing")]
-        if let Some(queue) = self.queue {
+        for queue in self.queues {
             listeners.add_queue(queue, options);
         }
         let mut record = Record::new(self.observer, self.report.clone());
