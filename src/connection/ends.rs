@@ -295,13 +295,19 @@ impl Ends {
 
     /// When something happens by itself, and which: a packet from an end arrives, or the end gives up.
     fn next_event(&self) -> Option<(u64, usize, bool)> {
-        let arrivals = [0, 1].map(|me| Some((self.flows[me].next_arrival()?, me, true)));
-        let timeouts = [0, 1].map(|me| Some((self.gives_up_at(me)?, me, false)));
-        arrivals
-            .into_iter()
-            .chain(timeouts)
-            .flatten()
-            .min_by_key(|(at, ..)| *at)
+        let mut next: Option<(u64, usize, bool)> = None;
+        for (me, arrives) in [(0, true), (1, true), (0, false), (1, false)] {
+            let at = match arrives {
+                true => self.flows[me].next_arrival(),
+                false => self.gives_up_at(me),
+            };
+            if let Some(at) = at
+                && next.is_none_or(|(earliest, ..)| at < earliest)
+            {
+                next = Some((at, me, arrives));
+            }
+        }
+        next
     }
 
     /// Lets happen what happens until `now`.
@@ -406,8 +412,15 @@ impl Ends {
 
     /// Takes out the wakers of those who wait for nothing any more.
     pub(super) fn take_woken(&mut self) -> [Option<Waker>; 4] {
-        let next = self.next_event().map_or(u64::MAX, |(at, ..)| at);
         let mut woken = [const { None }; 4];
+        if self
+            .ends
+            .iter()
+            .all(|end| end.wakers[READING].is_none() && end.wakers[WRITING].is_none())
+        {
+            return woken;
+        }
+        let next = self.next_event().map_or(u64::MAX, |(at, ..)| at);
         for (index, woken) in woken.iter_mut().enumerate() {
             let (me, direction) = (index / 2, index % 2);
             if self.ends[me].wakers[direction].is_some()
