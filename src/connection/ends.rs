@@ -104,9 +104,7 @@ impl Ends {
             let error = end.error.take_if(|_| !self.is_unix);
             return Err(error.unwrap_or(Errno::PIPE).into());
         }
-        if !self.is_outstanding(me) {
-            self.ends[me].progress = self.now;
-        }
+        self.begin_progress(me);
         let mut written = 0;
         loop {
             let count = self.flows[me].put(&bytes[written..]);
@@ -126,11 +124,11 @@ impl Ends {
     }
 
     pub(super) fn shutdown_write(&mut self, me: usize) -> io::Result<()> {
-        let end = &mut self.ends[me];
-        if end.is_closed {
+        if self.ends[me].is_closed {
             return Err(Errno::NOTCONN.into());
         }
-        end.shut_write = true;
+        self.begin_progress(me);
+        self.ends[me].shut_write = true;
         if self.is_unix {
             self.ends[1 - me].shut_read = true;
         } else {
@@ -151,6 +149,7 @@ impl Ends {
             self.flows[me].post(self.now, Packet::Reset);
             self.end(me);
         } else if !self.ends[me].is_closed {
+            self.begin_progress(me);
             self.ends[me].shut_write = true;
             self.ends[me].shut_read = true;
             self.send_more(me);
@@ -281,6 +280,13 @@ impl Ends {
     }
 
     /// Whether bytes or the end are unsent, or not acknowledged.
+    /// Before something is sent: if nothing is outstanding, the peer is waited for from now on.
+    fn begin_progress(&mut self, me: usize) {
+        if !self.is_outstanding(me) {
+            self.ends[me].progress = self.now;
+        }
+    }
+
     fn is_outstanding(&self, me: usize) -> bool {
         let end = &self.ends[me];
         self.flows[me].held() > 0 || (end.shut_write && !end.fin_acked)
