@@ -221,7 +221,8 @@ impl Connection {
 
     #[cfg(feature = "testing")]
     pub(crate) fn in_memory(pipe: pipe::Pipe, terms: Rc<Terms>) -> Connection {
-        Connection::new(Stream::Pipe(pipe), Address::Unknown, terms)
+        let peer_addr = pipe.peer_addr().clone();
+        Connection::new(Stream::Pipe(pipe), peer_addr, terms)
     }
 
     /// Notes that the peer speaks for `client`, before anybody else holds the connection. `None` if it speaks for itself. The

@@ -266,6 +266,16 @@ pub(crate) fn this_poll() -> Option<u32> {
     CURRENT.with_borrow(|current| Some(current.as_ref()?.0.queues.borrow().polls as u32))
 }
 
+/// How many tasks the executor has that runs on this thread.
+#[cfg(feature = "testing")]
+pub(crate) fn tasks() -> usize {
+    CURRENT.with_borrow(|current| {
+        current
+            .as_ref()
+            .map_or(0, |(tasks, _)| tasks.alive.borrow().len())
+    })
+}
+
 impl Tasks {
     /// Takes a ready task from any of the queues.
     fn pop(&self) -> Option<Runnable> {

@@ -55,7 +55,7 @@ pub struct Server {
     local_addrs: Vec<Address>,
     /// In-memory connections, for tests.
     #[cfg(feature = "testing")]
-    queue: Option<QueueEnd>,
+    queues: Vec<QueueEnd>,
     max_connections: usize,
     when_full: WhenFull,
     idle_timeout: Option<Duration>,
@@ -123,9 +123,9 @@ impl Server {
     }
 
     #[cfg(feature = "testing")]
-    pub(crate) fn from_queue(queue: QueueEnd) -> Server {
+    pub(crate) fn from_queues(queues: Vec<QueueEnd>) -> Server {
         Server {
-            queue: Some(queue),
+            queues,
             ..Server::new(Vec::new(), Vec::new())
         }
     }
@@ -136,7 +136,7 @@ impl Server {
             listeners,
             local_addrs,
             #[cfg(feature = "testing")]
-            queue: None,
+            queues: Vec::new(),
             when_full: WhenFull::default(),
             idle_timeout: None,
             stall_timeout: None,
@@ -303,7 +303,7 @@ impl Server {
         #[cfg_attr(not(feature = "testing"), expect(unused_mut))]
         let mut listeners = Listeners::new(self.listeners, options).map_err(watch)?;
         #[cfg(feature = "testing")]
-        if let Some(queue) = self.queue {
+        for queue in self.queues {
             listeners.add_queue(queue, options);
         }
         let mut record = Record::new(self.observer, self.report.clone());

@@ -400,6 +400,11 @@ impl Timers {
         }
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
     fn new_id(&self) -> u64 {
         let id = self.last_id.get() + 1;
         self.last_id.set(id);

@@ -169,7 +169,7 @@ impl Accepted {
                 addr
             }
             #[cfg(feature = "testing")]
-            Accepted::Pipe(_) => &Address::Unknown,
+            Accepted::Pipe(pipe) => pipe.peer_addr(),
         }
     }
 
