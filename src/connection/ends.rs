@@ -201,19 +201,15 @@ impl Ends {
 
     /// The listener closes before it has accepted this connection.
     pub(super) fn abandon(&mut self, me: usize) {
-        if self.is_unix {
-            self.close_unix(me, true);
-        } else {
-            self.reset(me);
+        match self.is_unix {
+            true => self.close_unix(me, true),
+            false => self.reset(me),
         }
     }
 
     /// Whether smol tells that a call of `direction` would not wait.
     pub(super) fn is_ready(&self, me: usize, direction: usize) -> bool {
-        let ready = match direction {
-            READING => PollFlags::IN,
-            _ => PollFlags::OUT,
-        };
+        let ready = [PollFlags::IN, PollFlags::OUT][direction];
         let broken = PollFlags::HUP | PollFlags::ERR;
         self.events(me).intersects(ready | broken)
     }
@@ -288,7 +284,6 @@ impl Ends {
         self.flows[me].post(self.now, ack);
     }
 
-    /// Whether bytes or the end are unsent, or not acknowledged.
     /// Before something is sent: if nothing is outstanding, the peer is waited for from now on.
     fn begin_progress(&mut self, me: usize) {
         if !self.is_outstanding(me) {
@@ -296,6 +291,7 @@ impl Ends {
         }
     }
 
+    /// Whether bytes or the end are unsent, or not acknowledged.
     fn is_outstanding(&self, me: usize) -> bool {
         let end = &self.ends[me];
         self.flows[me].held() > 0 || (end.shut_write && !end.fin_acked)
