@@ -61,7 +61,6 @@ pub struct Incoming {
     /// Created when the first connection over the limit comes.
     look: Option<Rc<Look>>,
     ending: Ending,
-    /// For the monitor, if there is one.
     health: Option<Arc<Health>>,
     /// Connections that had come before the shutdown, and were not accepted by then.
     late: VecDeque<Accepted>,
