@@ -1,4 +1,4 @@
-//! A task that blocks the event loop, and what the monitor shows of it.
+//! A task that blocks the event loop, and a monitor that shows this task.
 //!
 //! ```console
 //! $ cargo run --release --example blocked        # or with addresses: -- 127.0.0.1:7000 127.0.0.1:7001
@@ -6,10 +6,10 @@
 //! monitor on 127.0.0.1:25001
 //! ```
 //!
-//! It answers a number with that Fibonacci number, computed the slow way and on the loop's thread. While it computes
-//! `fib 47` for one, it answers nobody else: `nc 127.0.0.1 25001` and `ps` show which task it is.
+//! The server answers a number with that Fibonacci number. It computes the number slowly, on the loop's thread. While
+//! it computes `fib 47`, it answers no other client. To see which task it is, run `nc 127.0.0.1 25001` and type `ps`.
 //!
-//! The remedy is [`tinyloop::unblock`], which computes in a thread of smol's pool: see the comment below.
+//! The solution is [`tinyloop::unblock`], which computes in a thread of smol's pool: see the comment below.
 
 use std::env;
 use std::io;
@@ -47,7 +47,7 @@ async fn serve() -> io::Result<()> {
     Ok(())
 }
 
-/// Answers line by line, until the peer has closed.
+/// Answers each line until the peer closes.
 async fn answer(connection: Connection) -> io::Result<()> {
     let (mut input, mut output) = (BufReader::new(&connection), &connection);
     let mut line = String::new();

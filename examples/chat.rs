@@ -1,4 +1,4 @@
-//! A chat server: connections that talk to each other, with no lock and nothing that has to be `Send`.
+//! A chat server: connections that talk to each other, without locks and without `Send`.
 //!
 //! ```console
 //! $ cargo run --example chat             # or with an address: -- 127.0.0.1:7000
@@ -14,8 +14,8 @@
 //! 2: good morning
 //! ```
 //!
-//! A peer that reads gets every line: those who speak wait for it. One that has stopped reading makes them wait for a
-//! tenth of a second, once. Then it misses lines, and after half a minute it is closed.
+//! A peer that reads gets every line: if it is slow, the speakers wait. If it stops reading, the speakers wait once,
+//! for a tenth of a second. Then the peer misses lines, and after half a minute its connection is closed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -30,16 +30,16 @@ use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, FutureExt};
 use smol::channel::{Receiver, Sender, bounded};
 use tinyloop::{Connection, Server, signal, timeout, yield_now};
 
-/// How many lines wait for a peer.
+/// Maximum number of lines that wait for a peer.
 const QUEUE: usize = 64;
 
-/// How long a line waits for room among them, before the peer counts as one that does not read.
+/// How long a speaker waits for room in this queue, before the peer counts as not reading.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The longest line, in bytes. A longer one is passed on in pieces.
 const LINE_MAX: u64 = 1024;
 
-/// Who is here, under their numbers.
+/// The peers in the room, by their numbers.
 pub(crate) type Room = RefCell<HashMap<u64, Rc<Peer>>>;
 
 pub(crate) struct Peer {
@@ -77,7 +77,7 @@ async fn serve(addr: String) -> io::Result<()> {
     Ok(())
 }
 
-/// A peer's time in the room: it speaks and listens at once, until it leaves or the server closes.
+/// Serves a peer in the room: it speaks and listens at the same time, until it leaves or the server closes.
 pub(crate) async fn chat(room: &Rc<Room>, connection: Connection) -> io::Result<()> {
     let (member, lines) = Member::enter(room, &connection);
     let closing = async {
@@ -90,7 +90,7 @@ pub(crate) async fn chat(room: &Rc<Room>, connection: Connection) -> io::Result<
         .await
 }
 
-/// Passes on what the peer says.
+/// Passes on the lines of the peer.
 async fn speak(member: &Member, connection: &Connection) -> io::Result<()> {
     let mut input = BufReader::new(connection);
     loop {
@@ -101,12 +101,12 @@ async fn speak(member: &Member, connection: &Connection) -> io::Result<()> {
         }
         let line = format!("{}: {}\n", member.number, printable(&line));
         member.say(line.into()).await;
-        // Whoever pastes a page gives the others the time to take its lines.
+        // If a peer sends many lines at once, this gives the others time to take them.
         yield_now().await;
     }
 }
 
-/// Writes what the others say.
+/// Writes the lines of the other peers.
 async fn listen(lines: &Receiver<Rc<str>>, mut connection: &Connection) -> io::Result<()> {
     while let Ok(line) = lines.recv().await {
         connection.write_all(line.as_bytes()).await?;
@@ -114,20 +114,20 @@ async fn listen(lines: &Receiver<Rc<str>>, mut connection: &Connection) -> io::R
     Ok(())
 }
 
-/// A line as text that does nothing to a terminal: no escape sequences, no bell.
+/// A line as text that is harmless to a terminal: without escape sequences and bells.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line.trim_ascii_end());
     text.replace(|c: char| c.is_control(), "\u{fffd}")
 }
 
-/// A peer's presence in the room. It leaves when this is dropped, however its connection ends.
+/// A peer's entry in the room. Dropping it removes the peer, also after an error.
 struct Member {
     number: u64,
     room: Rc<Room>,
 }
 
 impl Member {
-    /// Enters the room, and returns what is said there from now on.
+    /// Enters the room. Returns the lines that are said there from now on.
     fn enter(room: &Rc<Room>, connection: &Connection) -> (Member, Receiver<Rc<str>>) {
         let (queue, lines) = bounded(QUEUE);
         let (number, others) = (connection.id(), room.borrow().len());
@@ -147,7 +147,7 @@ impl Member {
         (member, lines)
     }
 
-    /// Passes a line on to the others, as fast as those take it that read.
+    /// Passes a line on to the others. Waits for peers that read slowly.
     async fn say(&self, line: Rc<str>) {
         for other in self.others() {
             if other.lines.try_send(line.clone()).is_ok() {
@@ -159,7 +159,7 @@ impl Member {
         }
     }
 
-    /// Tells the others at once. Whose queue is full misses it.
+    /// Tells the others without waiting. A peer with a full queue misses the line.
     fn tell_others(&self, news: &str) {
         let news: Rc<str> = news.into();
         for other in self.others() {

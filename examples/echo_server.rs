@@ -1,4 +1,4 @@
-//! The echo server of the README as a program of its own: limits, an idle timeout, and an orderly end.
+//! An echo server as a complete program, with a connection limit, an idle timeout and a graceful shutdown.
 //!
 //! ```console
 //! $ cargo run --example echo_server      # or with an address: -- 127.0.0.1:7000
@@ -13,7 +13,8 @@
 //! Got: hello
 //! ```
 //!
-//! After Ctrl-C or SIGTERM it takes no new connections, gives those that are open five seconds to end, and counts them.
+//! After Ctrl-C or SIGTERM it takes no new connections, gives open connections five seconds to end, and prints a
+//! report.
 
 use std::env;
 use std::io;

@@ -1,4 +1,4 @@
-//! A TCP forwarder: each connection goes on to another server, whatever the protocol.
+//! A TCP forwarder: it forwards each connection to another server, with any protocol.
 //!
 //! ```console
 //! $ cargo run --example echo_server &
@@ -6,9 +6,9 @@
 //! listening on 127.0.0.1:7000
 //! ```
 //!
-//! In another terminal, `nc 127.0.0.1 7000` speaks to the echo server. Both addresses may be `PORT`, `:PORT`, `IP:PORT`,
-//! `NAME:PORT` or `unix:PATH`. A half-close goes through, and so does a reset; a client whose server does not answer
-//! within five seconds is reset.
+//! In another terminal, `nc 127.0.0.1 7000` speaks to the echo server. Both addresses may be `PORT`, `:PORT`,
+//! `IP:PORT`, `NAME:PORT` or `unix:PATH`. Half-closes and resets are passed on. If the server does not accept within
+//! five seconds, the client is reset.
 
 use std::env;
 use std::io;
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 async fn serve(listen: String, upstream: String) -> io::Result<()> {
     let server = Server::bind(listen)
         .await?
-        // Each has two descriptors.
+        // Each forwarded connection has two file descriptors.
         .max_connections(400)
         .idle_timeout(IDLE_TIMEOUT)
         .stall_timeout(STALL_TIMEOUT)
@@ -59,7 +59,7 @@ async fn serve(listen: String, upstream: String) -> io::Result<()> {
 async fn forward(client: Connection, upstream: &str) -> io::Result<()> {
     let upstream = Connection::connect_timeout(upstream, CONNECT_TIMEOUT).await?;
     upstream.set_stall_timeout(Some(STALL_TIMEOUT));
-    // A shutdown lets transfers finish, and ends pairs that are quiet.
+    // A shutdown lets transfers finish, and ends quiet pairs.
     client.end_when_draining();
     copy_both(&client, &upstream).await?;
     Ok(())

@@ -1,11 +1,11 @@
-//! An HTTP server: hyper's HTTP/1.1 and HTTP/2 on this crate's loop, with its limits and its shutdown.
+//! An HTTP server: hyper's HTTP/1.1 and HTTP/2 on this crate's loop, with its limits and its graceful shutdown.
 //!
 //! ```console
 //! $ cargo run --example http             # or with an address: -- 127.0.0.1:7000
 //! listening on 127.0.0.1:25000
 //! ```
 //!
-//! Then `curl -d hello 127.0.0.1:25000/echo`, `curl -N 127.0.0.1:25000/ticks` for a body that takes a second, and
+//! Try `curl -d hello 127.0.0.1:25000/echo`, `curl -N 127.0.0.1:25000/ticks` for a body that takes a second, and
 //! `curl --http2-prior-knowledge 127.0.0.1:25000`.
 
 use std::{convert, env, io, pin, process::ExitCode, time::Duration};
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(served.is_err()))
 }
 
-/// Lets hyper start its tasks of an HTTP/2 connection on the loop.
+/// Lets hyper start the tasks of its HTTP/2 connections on the loop.
 #[derive(Clone)]
 struct OnLoop;
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for OnLoop {
@@ -58,7 +58,7 @@ async fn serve(connection: Connection) -> io::Result<()> {
     if let Some(served) = ended.or(draining).await {
         return served.map_err(io::Error::other);
     }
-    // Answer the requests that are here, and take no more.
+    // Answer the requests that have arrived, and take no more.
     serving.as_mut().graceful_shutdown();
     serving.await.map_err(io::Error::other)
 }

@@ -4,7 +4,7 @@
 //! $ cargo run --example http_client -- http://127.0.0.1:25000/ticks
 //! ```
 //!
-//! It prints the body as it comes. The exit code is 0 after a status below 400, and else 1.
+//! It prints the body as it comes. The exit code is 0 if the HTTP status is below 400, otherwise 1.
 
 use std::env;
 use std::error::Error;
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints what is at `url`. Returns whether it could be had.
+/// Prints the body at `url`. Returns whether the status is below 400.
 async fn get(url: &str) -> Result<bool, Box<dyn Error>> {
     let url: Uri = url.parse()?;
     let host = url.host().ok_or("the URL has no host")?;
@@ -45,7 +45,7 @@ async fn get(url: &str) -> Result<bool, Box<dyn Error>> {
     let connection = Connection::connect_timeout(to, PATIENCE).await?;
     let (mut http, traffic) =
         hyper::client::conn::http1::handshake(FuturesIo::new(connection)).await?;
-    // What moves the bytes. It ends with the connection.
+    // This task moves the bytes. It ends with the connection.
     let _traffic = tinyloop::spawn(traffic);
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)

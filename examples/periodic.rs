@@ -1,4 +1,4 @@
-//! Does a piece of work now and then, and answers signals meanwhile.
+//! Repeats a job at fixed times, and answers signals at the same time.
 //!
 //! ```console
 //! $ cargo run --example periodic -- 0.5       # seconds; 1 without
@@ -20,10 +20,10 @@ use futures_lite::{FutureExt, StreamExt};
 use tinyloop::signal::{self, Signal, Signals};
 use tinyloop::{interval, timeout, unblock};
 
-/// How long the last line may wait for who reads it.
+/// How long the last line may wait for a reader.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// How far the work has come. The futures of one task share it: a `Cell` will do.
+/// The progress of the job. The futures of one task share it, so a `Cell` is enough.
 #[derive(Clone, Copy, Default)]
 struct Progress {
     ticks: u64,
@@ -55,24 +55,24 @@ fn period() -> Option<Duration> {
 }
 
 async fn run(period: Duration) -> io::Result<()> {
-    // Ctrl-C or SIGTERM. A second one ends the process at once, whatever goes on here.
+    // Ctrl-C or SIGTERM. A second signal exits the process at once.
     let shutdown = signal::shutdown()?;
     let questions = signal::signals([Signal::Usr1])?;
     let progress = Cell::<Progress>::default();
     let shutdown = async {
         shutdown.await;
         let goodbye = format!("goodbye after {} ticks", progress.get().ticks);
-        // Nobody has to read it.
+        // The program does not wait for a reader.
         timeout(PATIENCE, say(goodbye)).await.unwrap_or(Ok(()))
     };
-    // Whichever ends first ends the others.
+    // The first of these futures that ends also ends the others.
     shutdown
         .or(answer(questions, &progress))
         .or(work(period, &progress))
         .await
 }
 
-/// Prints a line. A reader that does not read holds up a thread of smol's pool, and not the signals.
+/// Prints a line. If nobody reads it, only a thread of smol's pool waits; signals still work.
 async fn say(line: String) -> io::Result<()> {
     unblock(move || writeln!(io::stdout(), "{line}")).await
 }
@@ -86,7 +86,7 @@ async fn answer(mut questions: Signals, progress: &Cell<Progress>) -> io::Result
     Ok(())
 }
 
-/// Works at each tick. A tick that comes while the work of the last one goes on is missed.
+/// Does the job at each tick. If the job is still running at the next tick, this tick is missed.
 async fn work(period: Duration, progress: &Cell<Progress>) -> io::Result<()> {
     let mut ticks = interval(period);
     while ticks.next().await.is_some() {
@@ -95,7 +95,7 @@ async fn work(period: Duration, progress: &Cell<Progress>) -> io::Result<()> {
             ticks: seen + 1,
             missed: ticks.missed(),
         });
-        // A slow disk does not hold up the signals, either.
+        // Signals still work if the disk is slow.
         let files = unblock(|| fs::read_dir(".").map(Iterator::count)).await?;
         say(format!("tick {}: {files} files", seen + 1)).await?;
     }

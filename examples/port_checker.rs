@@ -1,4 +1,4 @@
-//! Checks which ports are open, up to a hundred at once, with a second's time for each.
+//! Checks which ports are open, up to a hundred at once, with a timeout of one second for each.
 //!
 //! ```console
 //! $ cargo run --example port_checker -- localhost:22 localhost:25000 10.255.255.1:80
@@ -7,8 +7,8 @@
 //! 10.255.255.1:80 timed out
 //! ```
 //!
-//! Each line comes as soon as its answer is known. The exit code is 0 if all ports are open, and else 1.
-//! To have an open one: `nc -lk 127.0.0.1 25000`.
+//! Each line comes as soon as its answer is known. The exit code is 0 if all ports are open, otherwise 1.
+//! To open a port for a test: `nc -lk 127.0.0.1 25000`.
 
 use std::env;
 use std::io::{self, Write};
@@ -19,7 +19,7 @@ use async_net::TcpStream;
 use futures_lite::StreamExt;
 use tinyloop::{TaskGroup, timeout};
 
-/// How many ports are checked at once.
+/// Maximum number of ports that are checked at once.
 const AT_ONCE: usize = 100;
 
 /// How long a port has to answer.

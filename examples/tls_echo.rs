@@ -1,6 +1,6 @@
-//! The echo server behind TLS: a `Connection` is an ordinary stream, so futures-rustls goes on top.
+//! The echo server behind TLS: futures-rustls wraps a `Connection` like any other stream.
 //!
-//! The certificate is made at the start and signed by itself. It is printed, so that a client can trust it:
+//! The program creates a self-signed certificate at the start and prints it, so that a client can trust it:
 //!
 //! ```console
 //! $ cargo run --example tls_echo | tee tls_echo.pem      # or with an address: -- 127.0.0.1:7000
@@ -8,7 +8,7 @@
 //! -----BEGIN CERTIFICATE-----
 //! ```
 //!
-//! In another terminal, with openssl, since nc knows no TLS (`ncat --ssl 127.0.0.1 25443` does):
+//! In another terminal, use openssl, because nc has no TLS (`ncat --ssl 127.0.0.1 25443` works, too):
 //!
 //! ```console
 //! $ openssl s_client -quiet -CAfile tls_echo.pem -connect 127.0.0.1:25443
@@ -31,7 +31,7 @@ use futures_rustls::rustls::pki_types::PrivateKeyDer;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tinyloop::{Connection, Server, signal, timeout};
 
-/// How long a peer has for the TLS handshake.
+/// Time limit for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -74,8 +74,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Answers every chunk, until the peer or the server closes. Both ends of TLS say goodbye, so that nobody between them
-/// can cut off a transfer unnoticed.
+/// Answers every chunk until the peer or the server closes. Both ends of TLS send a close message, so an attacker on
+/// the way cannot cut off a transfer unnoticed.
 async fn echo(acceptor: &TlsAcceptor, connection: Connection) -> io::Result<()> {
     let mut closing = connection.closing();
     let mut tls = timeout(HANDSHAKE, acceptor.accept(connection)).await??;
@@ -90,7 +90,7 @@ async fn echo(acceptor: &TlsAcceptor, connection: Connection) -> io::Result<()> 
             length => {
                 tls.write_all(&[b"Got: ", &chunk[..length]].concat())
                     .await?;
-                // TLS holds back what the socket did not take at once.
+                // TLS keeps the data that the socket did not take at once.
                 tls.flush().await?;
             }
         }

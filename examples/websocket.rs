@@ -1,4 +1,4 @@
-//! A WebSocket server: async-tungstenite on this crate's connections. It sends back each message.
+//! A WebSocket server: async-tungstenite on this crate's connections. It sends each message back.
 //!
 //! ```console
 //! $ cargo run --example websocket        # or with an address: -- 127.0.0.1:7000
@@ -20,7 +20,7 @@ use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use futures_lite::{FutureExt, StreamExt};
 use tinyloop::{Connection, Server, signal, timeout};
 
-/// How long a client may take for its handshake.
+/// Time limit for the handshake of a client.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -48,7 +48,7 @@ async fn serve(addr: String) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends back each message, until the client or the server closes.
+/// Sends each message back, until the client or the server closes.
 async fn echo(connection: Connection) -> Result<(), Error> {
     let closing = connection.closing();
     let mut closing = async {

@@ -1,25 +1,26 @@
-//! Addresses: TCP's, Unix sockets', and none.
+//! Addresses of TCP sockets and Unix sockets.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
-/// Where a connection comes from, or where a server listens.
+/// The address of a peer, or the address that a server listens on.
 ///
-/// Displays as `127.0.0.1:25000`, `[::1]:25000` or `unix:/run/echo.sock`, with what could harm a terminal escaped.
+/// Displays as `127.0.0.1:25000`, `[::1]:25000` or `unix:/run/echo.sock`. Control characters in a path are escaped, so
+/// that they cannot harm a terminal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
     /// An IP address and a TCP port.
     Tcp(SocketAddr),
-    /// A Unix socket and its path. A peer's socket rarely has one.
+    /// A Unix socket and its path. A client's socket rarely has a path.
     Unix(Option<PathBuf>),
-    /// None that the system could tell: the connection was broken by then, or is a test's and in memory.
+    /// The system could not tell the address because the connection was already broken, or the connection is in memory.
     Unknown,
 }
 
 impl Address {
-    /// The IP address and port, of a TCP address.
+    /// The IP address and port, if this is a TCP address.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Address::Tcp(addr) => Some(*addr),
@@ -53,7 +54,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A peer's address in half the room: nearly all are IPv4 or few.
+/// A peer's address in half the memory: nearly all addresses are IPv4, or the others are few.
 pub(crate) enum CompactAddress {
     V4(SocketAddrV4),
     Other(Box<Address>),

@@ -1,4 +1,4 @@
-//! The program around the library: arguments, the two teaching models, what is printed.
+//! The program around the library: arguments, the two teaching models and the output.
 
 pub(crate) mod args;
 pub(crate) mod faulty;

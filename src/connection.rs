@@ -1,7 +1,7 @@
-//! A connection: a stream with its id, peer address, byte counts, timeouts, and a share of the loop's time.
+//! A connection: a byte stream with an id, the peer's address, byte counts, timeouts and a fair share of the loop.
 //!
-//! What makes servers fair and robust lives here, below every handler: a connection that is always ready lets the
-//! others run after a bounded burst, and one whose peer has gone silent or stopped reading ends with an error.
+//! This module keeps servers fair and robust. A connection that always has data lets other tasks run after a limited
+//! burst. A connection whose peer is silent or has stopped reading ends with an error.
 
 mod activity;
 pub(crate) mod chunk;
@@ -46,31 +46,32 @@ pub(crate) use stream::user_timeout;
 pub use terms::Closing;
 pub(crate) use terms::Terms;
 
-/// How long a connection is quiet before a drain ends its input, if the handler did not choose. Long enough for lost
-/// packets to be sent again and for a peer to get its share of a busy machine, so that a transfer is not taken for idle.
+/// How long a connection must be quiet before a drain ends its input, unless the handler chose a time. A second is
+/// enough for lost packets to be sent again and for a peer on a busy machine to run, so a transfer does not count as
+/// idle.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// How long a peer may take nothing before a reset on purpose comes all the same. The kernel takes three times that.
+/// How long a peer may take no data before a reset on purpose comes anyway. The kernel waits three times as long.
 #[cfg(feature = "faults")]
 const RESET_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to a peer: TCP, or a Unix socket.
 ///
-/// It is an ordinary [`AsyncRead`] + [`AsyncWrite`], so everything that is made for those goes on top. A reference
-/// reads and writes too, so one task may read while another writes through an `Rc<Connection>`. Several readers, or
-/// several writers, each get a part of the bytes.
+/// It implements [`AsyncRead`] and [`AsyncWrite`] of futures-io, so all adapters for these traits work. A reference
+/// implements them too: one task can read while another writes, through an `Rc<Connection>`. If several tasks read, or
+/// several tasks write, each of them gets a part of the bytes.
 ///
-/// - Reads return end of input (0) when the peer has closed its half; the write half stays open.
-/// - Await it in a task of an event loop. Who blocks on it inside one (`smol::block_on`) may wait for ever.
-/// - Dropping a connection that a server's handler got lets the server finish it, when the handler has returned too: see
-///   [`Server::serve`](crate::Server::serve). Any other connection is closed when it is dropped; then unread input, or
-///   input that comes later, makes the kernel reset the connection and throw away what is still under way.
-/// - Errors are the socket's, and [`TimedOut`](io::ErrorKind::TimedOut) when the server's idle or stall timeout is over.
+/// - Reads return end of input (0) when the peer has closed its half. The write half stays open.
+/// - Use it with `.await` in a task. If you block on it inside an event loop (`smol::block_on`), the program may hang.
+/// - If a server's handler drops its connection, the server finishes it after the handler has returned: see
+///   [`Server::serve`](crate::Server::serve). Any other connection is closed when it is dropped. Unread input, or input
+///   that arrives later, then makes the kernel reset the connection and discard data that is still on its way.
+/// - Errors are those of the socket, and [`TimedOut`](io::ErrorKind::TimedOut) after the idle or stall timeout.
 ///
 /// # Lines with a limit
 ///
-/// `read_until` and `lines` of futures-lite collect a line whatever its length, so that a peer can fill the memory. With
-/// `take` in front, a line that is too long is known by its missing end:
+/// `read_until` and `lines` of futures-lite have no limit on the length of a line, so a peer can fill the memory. With
+/// `take` in front, a line is too long if its end is missing:
 ///
 /// ```
 /// use std::io;
@@ -105,22 +106,22 @@ impl Connection {
         }
     }
 
-    /// A number that no other connection of this process has.
+    /// A number that is unique in this process.
     pub fn id(&self) -> u64 {
         self.link.id()
     }
 
-    /// Whom this connection goes to, as it was when the connection was made.
+    /// The peer's address, recorded when the connection was created.
     pub fn peer_addr(&self) -> Address {
         self.link.peer_addr()
     }
 
-    /// The address of this end. [`Address::Unknown`] in memory, and if the system does not tell.
+    /// The local address. [`Address::Unknown`] for a connection in memory, or if the system cannot tell it.
     pub fn local_addr(&self) -> Address {
         self.link.stream().local_addr().unwrap_or(Address::Unknown)
     }
 
-    /// The socket, for its options (keepalive, buffers: all that rustix and socket2 do). None in memory.
+    /// The socket, to set its options with rustix or socket2 (keepalive, buffers). `None` for a connection in memory.
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.link.stream().as_fd()
     }
@@ -137,19 +138,19 @@ impl Connection {
 
     /// Resolves when the server begins to drain. The handler should then finish its work and return.
     ///
-    /// Never resolves on a connection that no server made. May be awaited any number of times, and resolves at once
-    /// if the server drains already.
+    /// Never resolves if no server made the connection. Can be awaited any number of times, and resolves at once if the
+    /// server is already draining.
     pub fn closing(&self) -> Closing {
         self.link.closing()
     }
 
-    /// Whether the server drains.
+    /// Whether the server is draining.
     pub fn is_closing(&self) -> bool {
         self.link.terms().is_closing()
     }
 
-    /// Waits for `future`, but no longer than until the server begins to drain: then it is dropped, and the result is
-    /// `None`. A future that is ready comes first.
+    /// Waits for `future` until the server begins to drain. Then the future is dropped, and the result is `None`. If
+    /// the future is ready at that moment, its result is returned.
     pub async fn until_closing<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let finished = async { Some(future.await) };
         let closing = async {
@@ -159,46 +160,48 @@ impl Connection {
         futures_lite::FutureExt::or(finished, closing).await
     }
 
-    /// Lets reads return end of input when the server drains and nothing went in or out for a second.
+    /// Lets reads return end of input when the server drains and no bytes went in or out for a second.
     ///
-    /// For handlers whose peers may be silent between their requests, such as [`echo`](crate::echo): such handlers then
-    /// return normally. Transfers in progress are not cut off: a connection whose write waits is not quiet. Does nothing
-    /// on a connection that no server made.
+    /// For handlers whose peers may be silent between their requests, such as [`echo`](crate::echo). Such handlers then
+    /// return normally. Transfers in progress are not cut off: a connection is not quiet while a write waits. Does
+    /// nothing if no server made the connection.
     pub fn end_when_draining(&self) {
         self.end_when_draining_after(QUIET);
     }
 
-    /// Like [`end_when_draining`](Connection::end_when_draining), after another time of quiet: for a handler that may
-    /// itself take long to answer, longer than it takes. It counts in milliseconds, rounded up, and up to 49 days.
+    /// Like [`end_when_draining`](Connection::end_when_draining), but after another time than a second. If the handler
+    /// needs long to answer, choose a longer time than that. The time is rounded up to milliseconds, and is at most 49
+    /// days.
     pub fn end_when_draining_after(&self, quiet: Duration) {
         self.link.end_when_quiet(quiet);
     }
 
-    /// Sets an idle timeout of the connection's own, or none. For a server's connection it stands in place of the
+    /// Sets an idle timeout for this connection, or turns it off (`None`). On a server's connection it replaces the
     /// [server's](crate::Server::idle_timeout). The time counts from this call.
     ///
-    /// On a connection that no server made it ends reads only: nobody watches over a task that waits for something else.
-    /// A read that waits already, in another task and without a timeout, knows of it when it is polled next.
+    /// If no server made the connection, the timeout ends only reads: nothing watches a task that waits for something
+    /// else. If another task already waits in a read without a timeout, the new timeout counts when this read is polled
+    /// next.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
         self.link.set_own_timeouts(|own| own.idle = Some(timeout));
     }
 
-    /// Sets a stall timeout of the connection's own, or none. For a server's connection it stands in place of the
-    /// [server's](crate::Server::stall_timeout), with the same effect. A write that waits already is as with
+    /// Sets a stall timeout for this connection, or turns it off (`None`). On a server's connection it replaces the
+    /// [server's](crate::Server::stall_timeout), with the same effect. For a write that already waits, see
     /// [`set_idle_timeout`](Connection::set_idle_timeout).
     pub fn set_stall_timeout(&self, timeout: Option<Duration>) {
         self.link.set_own_timeouts(|own| own.stall = Some(timeout));
-        // What fails is broken, and the next call tells.
+        // If this fails, the socket is broken, and the next read or write returns the error.
         self.link.stream().set_user_timeout(timeout).ok();
     }
 
-    /// Resets the connection. The peer's reads fail (`ConnectionReset`) after what has arrived; what is unsent is thrown
-    /// away. Unix sockets know no reset: there, both halves are closed.
+    /// Resets the connection. The peer first reads the data that has arrived; then its reads fail (`ConnectionReset`).
+    /// Unsent data is discarded. Unix sockets have no reset: instead, both halves are closed.
     pub fn reset(self) {
         self.link.reset();
     }
 
-    /// A connection that a server has accepted, with the options that its listener has.
+    /// A connection that a server has accepted. It has inherited the options of its listener.
     pub(crate) fn accepted(
         stream: async_net::TcpStream,
         peer_addr: Address,
@@ -207,7 +210,7 @@ impl Connection {
         Connection::new(Stream::Tcp(stream.into()), peer_addr, terms)
     }
 
-    /// The same for a Unix socket.
+    /// A Unix socket's connection that a server has accepted.
     pub(crate) fn accepted_unix(
         stream: async_net::unix::UnixStream,
         peer_addr: Address,
@@ -218,11 +221,12 @@ impl Connection {
 
     #[cfg(feature = "testing")]
     pub(crate) fn in_memory(pipe: pipe::Pipe, terms: Rc<Terms>) -> Connection {
-        Connection::new(Stream::Pipe(pipe), Address::Unknown, terms)
+        let peer_addr = pipe.peer_addr().clone();
+        Connection::new(Stream::Pipe(pipe), peer_addr, terms)
     }
 
-    /// Takes note that whoever has connected speaks for `client`, before anybody else holds the connection. None if it speaks
-    /// for itself. The idle time counts from here.
+    /// Notes that the peer speaks for `client`, before anybody else holds the connection. `None` if it speaks for itself. The
+    /// idle time counts from here.
     #[cfg(feature = "proxy-protocol")]
     pub(crate) fn introduce(&mut self, client: Option<Address>) {
         let link = Rc::get_mut(&mut self.link).expect("nobody else holds it yet");
@@ -232,7 +236,7 @@ impl Connection {
         link.activity.happened();
     }
 
-    /// The handler's side of a connection, of which [`Link::is_released`] tells whether it is there.
+    /// The handler's side of a connection. [`Link::is_released`] tells whether this side still exists.
     pub(crate) fn held(link: Rc<Link>) -> Connection {
         link.hold();
         Connection { link }
@@ -242,7 +246,7 @@ impl Connection {
         self.link.clone()
     }
 
-    /// Notes what befalls the connection on purpose, for its server's line and report.
+    /// Records the faults of the connection, for its server's line and report.
     #[cfg(feature = "faults")]
     pub(crate) fn note_faults(&self, faults: String) {
         self.link
@@ -250,11 +254,11 @@ impl Connection {
             .with(|rare| rare.faults = Some(Rc::new(faults)));
     }
 
-    /// Resets the connection when the peer's system has nearly all that was written, or takes nothing for long.
+    /// Resets the connection when the peer's kernel has nearly all written data, or takes none for a long time.
     #[cfg(feature = "faults")]
     pub(crate) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.link.prepare_end(RESET_PATIENCE);
-        // An error is told by the reads and writes that follow.
+        // The next reads and writes return the error.
         futures_lite::ready!(self.link.poll_taken(cx)).ok();
         self.link.reset();
         Poll::Ready(())
@@ -262,7 +266,7 @@ impl Connection {
 }
 
 impl Link {
-    /// What befalls the connection on purpose.
+    /// The faults of this connection.
     pub(crate) fn faults(&self) -> Option<Rc<String>> {
         self.rare.if_there(|rare| rare.faults.clone()).flatten()
     }
@@ -275,9 +279,9 @@ impl Drop for Connection {
 }
 
 impl From<async_net::TcpStream> for Connection {
-    /// Sets `TCP_NODELAY`, and takes urgent data in line (`SO_OOBINLINE`), as a server does. No timeout is set.
+    /// Sets `TCP_NODELAY` and `SO_OOBINLINE` (urgent data is read in order), as a server does. Sets no timeout.
     ///
-    /// If the system does not set an option, the connection works without it.
+    /// If the system refuses an option, the connection works without it.
     fn from(stream: async_net::TcpStream) -> Connection {
         let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::Tcp);
         stream.set_nodelay(true).ok();
@@ -288,7 +292,7 @@ impl From<async_net::TcpStream> for Connection {
 }
 
 impl From<async_net::unix::UnixStream> for Connection {
-    /// Takes urgent data in line (`SO_OOBINLINE`), as a server does. No timeout is set.
+    /// Sets `SO_OOBINLINE` (urgent data is read in order), as a server does. Sets no timeout.
     fn from(stream: async_net::unix::UnixStream) -> Connection {
         let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::from);
         rustix::net::sockopt::set_socket_oobinline(&stream, true).ok();
@@ -297,11 +301,11 @@ impl From<async_net::unix::UnixStream> for Connection {
     }
 }
 
-/// Gives the socket to code that is written for async-net. Timeouts and byte counts end with the connection, and so do
-/// its place in the server and its part in the drain.
+/// Gives the socket to code that is written for async-net. The connection's timeouts, its byte counts, its place in the
+/// server and its part in the drain end.
 ///
-/// Fails, and closes the connection, if it is no TCP connection, or if no file descriptor is free: the server may still
-/// hold the connection's own, so the socket gets another.
+/// Fails, and closes the connection, if it is not a TCP connection, or if no file descriptor is free: the server may
+/// still hold the connection's own descriptor, so the socket needs another one.
 impl TryFrom<Connection> for async_net::TcpStream {
     type Error = io::Error;
 
@@ -315,7 +319,7 @@ impl TryFrom<Connection> for async_net::TcpStream {
     }
 }
 
-/// Like the conversion to a TCP stream, for a Unix socket.
+/// Like the conversion to a TCP stream, but for a Unix socket.
 impl TryFrom<Connection> for async_net::unix::UnixStream {
     type Error = io::Error;
 
@@ -340,7 +344,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Reads and writes, for a connection and for a reference to one.
+/// Implements reading and writing for a connection and for a reference to it.
 macro_rules! read_and_write {
     ($connection:ty) => {
         impl AsyncRead for $connection {
@@ -366,7 +370,7 @@ macro_rules! read_and_write {
                 Poll::Ready(Ok(()))
             }
 
-            /// Closes the write half: the peer reads to the end of what was sent. Reading goes on.
+            /// Closes the write half: the peer reads all written data and then end of input. Reading still works.
             fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
                 Poll::Ready(self.link.shutdown_write())
             }

@@ -1,4 +1,4 @@
-//! Bytes from one connection to another, both ways: what a proxy does.
+//! Copies bytes between two connections in both directions, as a proxy does.
 
 use std::fmt;
 use std::io;
@@ -8,20 +8,20 @@ use futures_lite::{AsyncWriteExt, future};
 use crate::connection::Connection;
 use crate::io_error;
 
-/// Passes on what comes in on `first` to `second`, and what comes in on `second` to `first`, until both have ended.
-/// Returns how many bytes went there and how many came back.
+/// Copies the input of `first` to `second`, and the input of `second` to `first`, until both have ended. Returns the
+/// number of bytes in each direction.
 ///
-/// When a peer closes its half, the other connection's half is closed too, and the other direction goes on. A pair of
-/// connections that waits has no buffer; one that is busy has up to 64 KiB for each direction that a peer does not
-/// take. The idle timeout of either connection counts from the last byte in either direction, and its stall timeout as
-/// ever.
+/// When a peer closes its half, the write half of the other connection is closed, and the other direction continues. A
+/// pair that waits has no buffer. A pair that is busy has a buffer of up to 64 KiB for each direction whose receiver is
+/// slow. The idle timeout of both connections counts from the last byte in either direction. The stall timeouts work as
+/// usual.
 ///
-/// When a connection fails, and when the future is dropped before its end, both connections are
-/// [reset](Connection::reset): neither peer takes a part for the whole, and a reset is passed on.
+/// If a connection fails, or if the future is dropped before its end, both connections are [reset](Connection::reset).
+/// So no peer takes a part for the whole, and a reset is passed on.
 ///
 /// # Errors
 ///
-/// Those of the reads and writes, with the side that failed: `cannot read from ADDRESS: …`.
+/// Errors of the reads and writes, with the side that failed: `cannot read from ADDRESS: …`.
 pub async fn copy_both(first: &Connection, second: &Connection) -> Result<(u64, u64), CopyError> {
     let mut whole = ResetUnlessWhole {
         connections: [first, second],
@@ -33,7 +33,7 @@ pub async fn copy_both(first: &Connection, second: &Connection) -> Result<(u64, 
     Ok(copied)
 }
 
-/// Passes on one direction, and its end.
+/// Copies one direction, including its end.
 async fn copy(
     (from, from_side): (&Connection, Side),
     (mut to, to_side): (&Connection, Side),
@@ -51,7 +51,7 @@ async fn copy(
     }
 }
 
-/// Resets the connections when it is dropped, unless all was passed on.
+/// Resets the connections when it is dropped, unless all data was passed on.
 struct ResetUnlessWhole<'c> {
     connections: [&'c Connection; 2],
     is_whole: bool,
@@ -70,9 +70,9 @@ impl Drop for ResetUnlessWhole<'_> {
 /// The error of [`copy_both`]. Converts into its [`io::Error`].
 #[derive(Debug)]
 pub struct CopyError {
-    /// Which of the two connections failed.
+    /// The connection that failed.
     pub side: Side,
-    /// How, with the address of its peer and the kind of its read or write.
+    /// The error, with its kind and the address of the connection's peer.
     pub error: io::Error,
 }
 

@@ -1,7 +1,8 @@
-//! The echo handler: every chunk comes back behind a prefix.
+//! The echo handler: it sends back every chunk after a prefix.
 //!
-//! All echo connections of a thread share one buffer: a chunk is read into it and answered from it within one poll,
-//! so that an idle connection holds none. Only what the socket refuses is copied into the connection's own.
+//! All echo connections of a thread share one buffer. A chunk is read into it and answered from it within one poll, so
+//! an idle connection holds no buffer. Only data that the socket does not take is copied into the connection's own
+//! buffer.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -13,17 +14,17 @@ use futures_lite::{AsyncRead, AsyncWrite, ready};
 
 use crate::connection::Connection;
 
-/// The most bytes that one read takes, and so the most that stand behind one prefix.
+/// The most bytes that one read takes, which is also the longest data after one prefix.
 pub const CHUNK: usize = 10_000;
 
-/// The most bytes of a reply that line framing makes from one read, if a prefix is not longer by itself.
+/// The most bytes of a reply that line framing makes from one read, unless the prefix itself is longer.
 const LINES_REPLY: usize = 64 * 1024;
 
 /// Answers every chunk of at most [`CHUNK`] bytes with `prefix` and the chunk, until the peer closes its half.
 ///
-/// Then it sends what is left and closes the connection. When the server drains, it ends as soon as the connection
-/// has been quiet for a while ([`Connection::end_when_draining`]). It holds at most one reply that the peer has not
-/// taken, and reads nothing meanwhile.
+/// Then it sends the remaining data and closes the connection. When the server drains, it ends as soon as the
+/// connection is quiet for a second ([`Connection::end_when_draining`]). Backpressure: it holds at most one reply that
+/// the peer has not taken, and reads nothing until the peer takes it.
 ///
 /// # Errors
 ///
@@ -32,7 +33,7 @@ pub fn echo(connection: Connection, prefix: &[u8]) -> impl Future<Output = io::R
     echo_framed(connection, prefix, Framing::Chunk)
 }
 
-/// As [`echo`], with a choice of where the prefix goes.
+/// Like [`echo`], with a choice of where to put the prefix.
 ///
 /// # Errors
 ///
@@ -50,11 +51,11 @@ pub fn echo_framed(
     }
 }
 
-/// An echo under way. By hand, since an async block would make every idle connection larger.
+/// The future of an echo. It is written by hand, because an async block would make every idle connection larger.
 struct Echo<'p> {
     connection: Connection,
     framer: Framer<'p>,
-    /// What the socket has not taken of the last reply.
+    /// The part of the last reply that the socket has not taken.
     unsent: Vec<u8>,
 }
 
@@ -76,7 +77,7 @@ impl Future for Echo<'_> {
 }
 
 impl Echo<'_> {
-    /// Reads a chunk and sends its reply, as far as the socket takes it at once. Ready with the number of bytes read.
+    /// Reads a chunk and sends as much of its reply as the socket takes at once. Returns the number of bytes read.
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut connection = &self.connection;
         BUFFERS.with_borrow_mut(|buffers| {
@@ -95,17 +96,18 @@ impl Echo<'_> {
     }
 }
 
-/// Where the prefix goes.
+/// Where to put the prefix.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Framing {
-    /// Before each chunk, that is, before what one read returned.
+    /// Before each chunk. A chunk is the data that one read returns.
     #[default]
     Chunk,
-    /// Before each line, however the lines come in: in pieces, or many at once. There is no limit to a line's length.
+    /// Before each line, even if a line arrives in several chunks, or a chunk has many lines. Lines may have any
+    /// length.
     Line,
 }
 
-/// Turns chunks into replies. All that it remembers from one chunk to the next is whether a line is open.
+/// Turns chunks into replies. Between two chunks it remembers only whether a line is still open.
 #[derive(Debug, Clone)]
 pub struct Framer<'p> {
     prefix: &'p [u8],
@@ -123,7 +125,7 @@ impl<'p> Framer<'p> {
         }
     }
 
-    /// Appends the reply to `chunk` to `reply`. Nothing is appended for an empty chunk.
+    /// Appends the reply for `chunk` to `reply`. Appends nothing for an empty chunk.
     pub fn frame(&mut self, chunk: &[u8], reply: &mut Vec<u8>) {
         match self.framing {
             Framing::Chunk if chunk.is_empty() => {}
@@ -143,17 +145,18 @@ impl<'p> Framer<'p> {
         }
     }
 
-    /// The most bytes to read at once: [`CHUNK`], and with line framing as many fewer as keep a reply within 64 KiB. One at
-    /// least, so that a reply in lines may have a byte more than a prefix that is longer than that.
+    /// The most bytes to read at once: [`CHUNK`], or with line framing fewer, so that a reply has at most 64 KiB. It is
+    /// at least one byte, so with a very long prefix a reply in lines may be longer than that.
     pub fn chunk_max(&self) -> usize {
         match self.framing {
             Framing::Chunk => CHUNK,
-            // A chunk of line ends alone has a prefix for each byte.
+            // In a chunk of line ends only, each byte gets a prefix.
             Framing::Line => (LINES_REPLY / (self.prefix.len() + 1)).clamp(1, CHUNK),
         }
     }
 
-    /// Room for a chunk, behind room for the prefix, so that a reply to a chunk is made by writing the prefix alone.
+    /// Room for a chunk after room for the prefix, so that a reply needs only the prefix to be written before the
+    /// chunk.
     fn room<'b>(&self, buffers: &'b mut Buffers) -> &'b mut [u8] {
         let end = self.prefix.len() + self.chunk_max();
         if buffers.chunk.len() < end {
@@ -180,9 +183,9 @@ impl<'p> Framer<'p> {
     }
 }
 
-/// What the echo connections of a thread share.
+/// The buffers that the echo connections of a thread share.
 struct Buffers {
-    /// A chunk, behind its prefix.
+    /// A chunk, after its prefix.
     chunk: Vec<u8>,
     /// A reply in lines.
     lines: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Addresses as they are written: where to listen, and whom to connect to.
+//! Addresses in text form: where to listen, and where to connect to.
 
 use std::fmt;
 use std::io;
@@ -11,8 +11,8 @@ use crate::event_loop;
 use crate::io_error;
 use crate::unblock::unblock;
 
-/// An address as it is written, of one or more sockets: what [`Server::bind`](crate::Server::bind) listens on, and
-/// what [`Connection::connect`](crate::Connection::connect) goes to.
+/// An address in text form, which stands for one or more sockets. [`Server::bind`](crate::Server::bind) listens on it,
+/// and [`Connection::connect`](crate::Connection::connect) connects to it.
 ///
 /// | text | listens on | connects to |
 /// |---|---|---|
@@ -22,7 +22,7 @@ use crate::unblock::unblock;
 /// | `NAME:PORT` | every address of the name | the addresses of the name, in turn |
 /// | `unix:PATH` | a Unix socket | a Unix socket |
 ///
-/// A number of an interface may follow an IPv6 address: `[fe80::1%2]:PORT`.
+/// An IPv6 address may have the number of an interface: `[fe80::1%2]:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Endpoint {
@@ -30,7 +30,7 @@ pub enum Endpoint {
     Loopback(u16),
     /// `:PORT`
     All(u16),
-    /// `IP:PORT` or `[IP6]:PORT`, or several of them.
+    /// `IP:PORT` or `[IP6]:PORT`, or several of these addresses.
     Ip(Vec<SocketAddr>),
     /// `NAME:PORT`
     Name(String, u16),
@@ -39,7 +39,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// The TCP addresses that a connection tries in turn. A name is looked up, on a thread of smol's pool.
+    /// The TCP addresses that a connection tries in turn. A name is looked up on a thread of smol's pool.
     pub(crate) async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         Ok(match self {
             Endpoint::Loopback(port) | Endpoint::All(port) => vec![
@@ -48,7 +48,7 @@ impl Endpoint {
             ],
             Endpoint::Ip(addrs) => addrs.clone(),
             Endpoint::Name(name, port) => {
-                // Without a thread to start, the look-up would never return.
+                // If no thread can be started, the look-up would never return.
                 event_loop::check_threads().map_err(|error| {
                     io_error::explain("cannot start a thread to look up the address", &error)
                 })?;
@@ -81,13 +81,13 @@ impl FromStr for Endpoint {
         endpoint.ok_or_else(|| {
             let forms = "PORT, :PORT, IP:PORT, [IP6]:PORT, NAME:PORT or unix:PATH";
             let error =
-                format!("{text:?} is no address: expected {forms}, with a port up to 65535");
+                format!("{text:?} is not an address: expected {forms}, with a port up to 65535");
             io::Error::new(io::ErrorKind::InvalidInput, error)
         })
     }
 }
 
-/// A port, as digits: `u16::from_str` would take a sign, too.
+/// A port in digits. `u16::from_str` alone would also accept a sign.
 fn port(text: &str) -> Option<u16> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| digits)
@@ -96,7 +96,7 @@ fn port(text: &str) -> Option<u16> {
 fn name_and_port(text: &str) -> Option<Endpoint> {
     let (name, digits) = text.rsplit_once(':')?;
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    // Digits and dots alone are an IP address with a mistake.
+    // A text of only digits and dots is an IP address with a mistake.
     let is_name = name.bytes().all(is_of_name) && name.bytes().any(|b| b.is_ascii_alphabetic());
     Some(Endpoint::Name(name.to_owned(), port(digits)?)).filter(|_| is_name)
 }
@@ -116,13 +116,13 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What names an [`Endpoint`]: text in one of its forms, or an address of std's or of this crate's.
+/// Types that name an [`Endpoint`]: text in one of its forms, or an address type of std or of this crate.
 pub trait ToEndpoint {
     /// The endpoint.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if this is no address to listen on or to connect to.
+    /// `InvalidInput` if this is not an address for listening or connecting.
     fn to_endpoint(&self) -> io::Result<Endpoint>;
 }
 
@@ -144,7 +144,7 @@ impl ToEndpoint for String {
     }
 }
 
-/// A name, or an IP address, and a port.
+/// A name or an IP address, with a port.
 impl ToEndpoint for (&str, u16) {
     fn to_endpoint(&self) -> io::Result<Endpoint> {
         let (host, port) = *self;
@@ -180,7 +180,7 @@ impl ToEndpoint for Address {
     }
 }
 
-/// For what is an IP address and a port.
+/// For types that hold an IP address and a port.
 macro_rules! ip_and_port {
     ($($address:ty),*) => {$(
         impl ToEndpoint for $address {
@@ -254,7 +254,7 @@ mod tests {
         ] {
             let error = text.parse::<Endpoint>().expect_err(text);
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-            let words = format!("{text:?} is no address: expected PORT, ");
+            let words = format!("{text:?} is not an address: expected PORT, ");
             assert!(error.to_string().starts_with(&words), "{error}");
         }
     }

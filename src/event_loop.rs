@@ -1,14 +1,15 @@
-//! The event loop: one thread that runs tasks, looks at the sockets and fires timers, in turns.
+//! The event loop: one thread that runs tasks, polls the sockets and fires timers, in turns.
 //!
-//! A turn fires the timers that are due, runs the tasks that are ready for [`TURN`], and then lets smol's reactor look
-//! at the sockets. It waits there only if no task is ready. The main future has its turn as a task has. By contrast,
-//! smol's own `LocalExecutor::run` looks at the sockets after 200 polls, which is milliseconds when each of them does
-//! I/O. smol keeps one helper thread of its own, which looks at the sockets while no loop does.
+//! A turn fires the timers that are due, runs ready tasks for [`TURN`](turn::TURN), and then lets smol's reactor poll the
+//! sockets. It waits there only if no task is ready. The main future is scheduled like a task. By contrast, smol's own
+//! `LocalExecutor::run` polls the sockets after 200 task polls, which take milliseconds if each of them does I/O. smol
+//! also has a helper thread, which polls the sockets while no loop does.
 
 mod alarm;
 mod main_future;
 mod reactor;
 mod spin;
+mod turn;
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
@@ -35,20 +36,15 @@ use crate::time::Timers;
 use alarm::Alarm;
 use main_future::Main;
 use spin::Spin;
+use turn::Turn;
 
 pub(crate) use reactor::check_threads;
 
-/// How long tasks run before the loop looks at the sockets again. Longer costs latency beside busy connections,
-/// shorter costs system calls: a look is five of them in smol's reactor. So while looks find nothing and more is ready,
-/// a turn doubles, up to the longest; but not beside connections that have had their burst.
-const TURN: Duration = Duration::from_micros(100);
-const LONGEST_TURN: Duration = Duration::from_micros(400);
-
-/// How many polls share a look at the clock, as long as that many of them take less than this.
+/// If this many polls take less than [`SHORT_POLLS`], the clock is read only once for all of them.
 const POLLS_PER_LOOK: u32 = 8;
 const SHORT_POLLS: Duration = Duration::from_micros(4);
 
-/// How many polls make a turn on a test clock, by which the same seed has to give the same turns.
+/// With a test clock, a turn is this number of polls and not a time, so that the same seed gives the same turns.
 const TEST_TURN_POLLS: u32 = 16;
 
 /// Runs `main` on a new event loop and returns its result.
@@ -59,19 +55,19 @@ const TEST_TURN_POLLS: u32 = 16;
 /// # Destructors
 ///
 /// While a loop is dropped, the destructors in its tasks may use it: [`now`](crate::now) reads its clock, and
-/// [`sleep`](crate::sleep) makes a future. A task that a destructor spawns then does not run: its future is dropped, too.
-/// (A destructor that always spawns a task with another such destructor keeps the loop from ending.) If another loop
-/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` one of their own.
+/// [`sleep`](crate::sleep) makes a future. If a destructor spawns a task, this task does not run: its future is
+/// dropped, too. (If such a destructor always spawns another such task, the loop's drop never ends.) If another loop
+/// runs on the thread at that moment, the destructors use that loop; otherwise they may `run` a loop of their own.
 ///
 /// # After fork
 ///
-/// A process that was forked from one in which a loop has run can run none, since the thread of smol's reactor stays in
-/// the parent: `run` panics there, and [`EventLoop::new`] returns an error. A process that was forked inside a running
+/// If a process that has run a loop forks, its child cannot run a loop, because the thread of smol's reactor stays in
+/// the parent: `run` panics there, and [`EventLoop::new`] returns an error. A child that was forked inside a running
 /// loop must not return to that loop: both would share one epoll instance. `std::process::Command` is not affected.
 ///
 /// # Panics
 ///
-/// If `main` panics; if a loop runs on this thread already; if the system has no descriptors or threads left for a
+/// If `main` panics; if a loop already runs on this thread; if there are not enough file descriptors or threads for a
 /// loop, or this process was forked after a loop ([`EventLoop::new`] returns these two as an error).
 #[track_caller]
 pub fn run<T>(main: impl Future<Output = T>) -> T {
@@ -83,11 +79,11 @@ pub fn run<T>(main: impl Future<Output = T>) -> T {
 
 /// Starts a task on the running event loop.
 ///
-/// The future need not be `Send`. Dropping the [`Task`] cancels it, [`Task::detach`] lets it run on its own, and
-/// awaiting it gives its result, or its panic. A task's panic reaches whoever awaits it and nobody else.
-/// A destructor that panics while a task is dropped goes no further than the panic hook.
+/// The future does not have to be `Send`. Dropping the [`Task`] cancels it. [`Task::detach`] lets it run without a
+/// handle. Awaiting it returns its result, or continues its panic: only the code that awaits a task gets its panic. If
+/// a destructor panics while a task is dropped, only the panic hook reports it.
 ///
-/// A handle may outlive its loop: awaiting it gives the result of a task that had finished, and panics otherwise.
+/// A handle may outlive its loop. Awaiting it then returns the result if the task had finished, and panics otherwise.
 ///
 /// # Panics
 ///
@@ -114,15 +110,15 @@ pub fn spawn_named<T: 'static>(
     current("spawn_named").spawn(label, future)
 }
 
-/// Lets the others run that are ready before the current task goes on. As asyncio's `sleep(0)`.
+/// Lets the other ready tasks run before the current task continues, like asyncio's `sleep(0)`.
 ///
-/// For long computations, and for tasks that hand on more than their receivers can take at once. It works outside a
-/// loop, too. Dropping it cancels nothing.
+/// For long computations, and for tasks that send more than their receivers can take at once. It also works outside a
+/// loop. Dropping it cancels nothing.
 pub async fn yield_now() {
     future::yield_now().await;
 }
 
-/// Turns on the running loop's task table: it knows the main future, and the tasks that are spawned after this call.
+/// Turns on the running loop's task table: it contains the main future and the tasks that are spawned after this call.
 ///
 /// # Panics
 ///
@@ -131,10 +127,10 @@ pub fn task_table() -> TaskTable {
     current("task_table").table().clone()
 }
 
-/// Calls `report` after each poll that took `threshold` or longer, and so kept all other tasks waiting: of the running
-/// loop's main future, and of the tasks that are spawned after this call.
+/// Calls `report` after each poll that took `threshold` or longer: a poll of the main future, or of a task that is
+/// spawned after this call. Such a poll blocks all other tasks.
 ///
-/// Turns the [`task_table`] on. A later call replaces the earlier callback; `report` may itself make that call. If
+/// Turns on the [`task_table`]. A later call replaces the earlier callback; `report` may itself make that call. If
 /// `report` panics, it is not called again. [`SLOW_POLL`](crate::SLOW_POLL) is the threshold of asyncio's debug mode.
 ///
 /// # Panics
@@ -157,26 +153,25 @@ pub(crate) fn current(caller: &str) -> Rc<Inner> {
 
 /// A single-threaded event loop.
 ///
-/// [`run`] is the short way to one. An `EventLoop` of one's own can run again, with the tasks that are left from the
-/// run before. Dropping it cancels its tasks and drops their futures, on this thread, whatever other threads do at that
-/// moment; a wake after that does nothing. What the destructors may do is written at [`run`](run#destructors). In a
-/// `thread_local!` it ends with its thread.
+/// Usually [`run`] is enough. An `EventLoop` can run several times; unfinished tasks continue in the next run. Dropping
+/// it cancels its tasks and drops their futures on this thread, even if other threads wake them at that moment. A later
+/// wake does nothing. For destructors see [`run`](run#destructors). A loop in a `thread_local!` ends with its thread.
 pub struct EventLoop {
-    /// Shared with the thread's slot while the loop runs. Tasks reach it through the slot only, never by a reference
-    /// of their own, so that dropping the loop always drops its tasks.
+    /// Shared with the thread's slot while the loop runs. Tasks use the loop only through this slot and hold no
+    /// reference to it, so dropping the loop always drops its tasks.
     inner: Rc<Inner>,
 }
 
-/// What a task can reach of its loop.
+/// The part of a loop that its tasks can use.
 pub(crate) struct Inner {
     executor: Executor,
     timers: Rc<Timers>,
-    /// On as soon as somebody asked for it.
+    /// Set as soon as the task table is turned on.
     table: OnceCell<TaskTable>,
     slow_polls: Rc<SlowPolls>,
-    /// While the loop runs: what is known of its main future.
+    /// The main future's entry for the task table, while the loop runs.
     main: RefCell<Option<Arc<Entry>>>,
-    /// The same, in the table. Held for its drop.
+    /// The main future's line in the task table. Kept only for its drop.
     main_line: RefCell<Option<Line>>,
 }
 
@@ -196,7 +191,7 @@ impl Inner {
         }
     }
 
-    /// The task table, which is on from now on.
+    /// The task table. The first call turns it on.
     pub(crate) fn table(&self) -> &TaskTable {
         self.table.get_or_init(|| {
             let table = TaskTable::new();
@@ -205,7 +200,7 @@ impl Inner {
         })
     }
 
-    /// Enters the main future in the table, if there is one.
+    /// Adds the main future to the table, if there is one.
     fn show_main(&self, table: &TaskTable) {
         let line = self.main.borrow().clone().map(|entry| table.show(entry));
         self.main_line.replace(line);
@@ -217,32 +212,33 @@ impl Inner {
 }
 
 thread_local! {
-    /// The loop that runs on this thread, or is being dropped. Without a destructor, so that it is there to the very end
-    /// of the thread, where the destructor of another thread-local may drop a loop. It is empty by then.
+    /// The loop that runs on this thread, or is being dropped. It has no destructor, so it exists to the very end of
+    /// the thread, where the destructor of another thread-local may drop a loop. It is empty by then.
     static CURRENT: ManuallyDrop<RefCell<Option<Rc<Inner>>>> =
         const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
 impl EventLoop {
-    /// Makes a loop that does not run yet.
+    /// Creates a loop that does not run yet.
     ///
     /// # Errors
     ///
-    /// If the system has no descriptors or threads left for smol's reactor, which the process's first loop starts. If this
-    /// process was forked from one that has started it: see [`run`](run#after-fork).
+    /// If there are not enough file descriptors or threads for smol's reactor, which the process's first loop starts.
+    /// If this process was forked from a process that has started it: see [`run`](run#after-fork).
     pub fn new() -> io::Result<EventLoop> {
         EventLoop::with_timers(Timers::new())
     }
 
-    /// Makes a loop whose time stands still while a task can run, and jumps to the next deadline when none can.
+    /// Creates a loop with a mock clock: time stands still while a task can run, and jumps to the next deadline when
+    /// none can.
     ///
-    /// Everything in this crate that waits for time follows it, so a test of an hour's timeout takes no time. It stands
-    /// still while work of [`unblock`](crate::unblock) runs, but jumps while a socket or another thread is waited for. It
-    /// does not jump by more than a century: a deadline that is further away never comes.
+    /// All waits for time in this crate use this clock, so a test of an hour's timeout takes no time. The clock also
+    /// stands still while work of [`unblock`](crate::unblock) runs. But it jumps even if a task waits for a socket or
+    /// for another thread. It does not jump by more than a century: a deadline that is further away never comes.
     ///
     /// # Errors
     ///
-    /// As [`EventLoop::new`].
+    /// The same as for [`EventLoop::new`].
     #[cfg(feature = "testing")]
     pub fn with_test_clock() -> io::Result<EventLoop> {
         EventLoop::with_timers(Timers::with_test_clock())
@@ -264,7 +260,7 @@ impl EventLoop {
         })
     }
 
-    /// Runs `main` to its end, and the loop's tasks meanwhile. Tasks that are left wait for the next run.
+    /// Runs `main` until it finishes; the loop's tasks run at the same time. Unfinished tasks stay for the next run.
     ///
     /// # Panics
     ///
@@ -280,7 +276,7 @@ impl EventLoop {
         smol::block_on(self.turns(main, entry))
     }
 
-    /// Starts a task on this loop, which runs when the loop does. As [`spawn`] otherwise.
+    /// Starts a task on this loop. The task runs while the loop runs. Otherwise like [`spawn`].
     #[track_caller]
     pub fn spawn<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Task<T> {
         self.inner.spawn(Label::new(Location::caller()), future)
@@ -301,25 +297,20 @@ impl EventLoop {
         let _entered = executor.enter(thread);
         let mut alarm = Alarm::new();
         let mut spin = Spin::default();
-        let (mut turn, mut left) = (TURN, 0);
+        let mut turn = Turn::default();
         loop {
             timers.set_recent(Instant::now());
             timers.fire();
-            // A connection that has had its burst is what the others are to be protected from.
+            // A connection that has used up its burst must not hold up the other tasks.
             let is_flooded = executor.somebody_goes_last();
-            let found = executor.begin_turn() > left;
-            turn = match found || left == 0 || is_flooded {
-                true => TURN,
-                false => (2 * turn).min(LONGEST_TURN),
-            };
-            match self.run_ready(turn, &mut main) {
+            let length = turn.begin(executor.begin_turn(), is_flooded);
+            match self.run_ready(length, &mut main) {
                 ControlFlow::Break(result) => return result,
                 ControlFlow::Continue(Ran(true)) => spin.succeeded(),
                 ControlFlow::Continue(Ran(false)) => {}
             }
-            left = executor.end_turn();
-            if left > 0 || timers.jump() || spin.goes_on(Instant::now()) {
-                // Out to `block_on`, which looks at the sockets without waiting and comes back.
+            if turn.end(executor.end_turn()) || timers.jump() || spin.goes_on(Instant::now()) {
+                // Return to `block_on`, which polls the sockets without waiting and comes back.
                 yield_now().await;
             } else {
                 alarm.set(timers.next_deadline());
@@ -330,7 +321,7 @@ impl EventLoop {
         }
     }
 
-    /// Runs ready tasks, and the main future when its turn comes, for `turn` at most.
+    /// Runs ready tasks, and the main future in its turn, for at most `turn`.
     fn run_ready<F: Future>(
         &self,
         turn: Duration,
@@ -360,7 +351,7 @@ impl EventLoop {
                 if now - start >= turn {
                     break;
                 }
-                // Looking at the clock takes a fifth of the time of the shortest polls, so several of them share it.
+                // A clock reading takes a fifth of the time of the shortest polls, so several polls share one.
                 polls_to_look = if now - last_look < SHORT_POLLS {
                     POLLS_PER_LOOK
                 } else {
@@ -373,7 +364,7 @@ impl EventLoop {
     }
 }
 
-/// Whether a turn had anything to run.
+/// Whether a turn ran anything.
 struct Ran(bool);
 
 impl fmt::Debug for EventLoop {
@@ -392,7 +383,7 @@ impl Drop for EventLoop {
     }
 }
 
-/// The time in which a loop is the current one of its thread.
+/// Guard: while it exists, the loop is its thread's current loop.
 struct Current {
     before: Option<Rc<Inner>>,
 }
@@ -415,10 +406,10 @@ impl Drop for Current {
     }
 }
 
-/// The time between entering a loop to run it and leaving it, by a panic too.
+/// Guard: exists while the loop runs. Its drop also runs after a panic.
 struct Running<'r> {
     event_loop: &'r Inner,
-    // Held for its drop.
+    // Kept only for its drop.
     _current: Current,
 }
 

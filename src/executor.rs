@@ -1,9 +1,10 @@
-//! The executor: the tasks of one thread, and the queues in which those that are ready stand.
+//! The executor: the tasks of one thread, and the queues of the ready tasks.
 //!
-//! A task that its own thread wakes goes into a plain queue, as in asyncio's `_ready`. One that another thread wakes
-//! goes into a queue behind a lock, and wakes the thread. A task that has had its burst goes last: see [`Queues`].
+//! A task that its own thread wakes goes into a plain queue, as in asyncio's `_ready`. A task that another thread wakes
+//! goes into a queue behind a lock, and the executor's thread is woken. A task that has used up its burst goes last:
+//! see [`Queues`].
 //!
-//! This file knows no sockets and no clock: how long to run, and when to sleep, is the event loop's to say.
+//! This file knows no sockets and no clock: the event loop decides how long to run and when to sleep.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -20,15 +21,15 @@ use async_task::{Builder, Runnable, ScheduleInfo, Task, WithInfo};
 use pin_project_lite::pin_project;
 use slab::Slab;
 
-/// Tasks that run on one thread. Dropping it drops their futures, there and then, and a wake after that does nothing.
+/// Tasks that run on one thread. Dropping the executor drops their futures at once; a later wake does nothing.
 pub(crate) struct Executor {
     tasks: Rc<Tasks>,
 }
 
-/// What only the executor's own thread touches.
+/// State that only the executor's own thread uses.
 struct Tasks {
     queues: RefCell<Queues>,
-    /// The thread sleeps, or is about to, and has to be woken when a task is.
+    /// The thread sleeps, or is about to sleep, and must be woken when a task is woken.
     asleep: Cell<bool>,
     /// A waker for each task whose future is not dropped yet.
     alive: RefCell<Slab<Waker>>,
@@ -37,48 +38,49 @@ struct Tasks {
 
 /// The tasks that are ready.
 ///
-/// Those that have had their burst go last: behind all that are ready, behind those that an event makes ready
-/// meanwhile, and behind those that these wake, up to [`MAX_HOPS`] wakes on. So a client that asks something is answered
-/// before them, by several tasks if need be. Tasks that go on and on, by waking themselves or each other, do not hold
-/// them up: while somebody goes last, they go last, too.
+/// Tasks that have used up their burst go last. They run after all tasks that are ready now, after tasks that a socket
+/// or timer makes ready in the meantime, and after the tasks that these tasks wake, up to [`MAX_HOPS`] wakes away from
+/// the event. So a client with a small request is answered first, even if several tasks take part in the answer. Tasks
+/// that wake themselves or each other for ever do not hold them up: while a task waits at the end, such tasks go to the
+/// end, too.
 #[derive(Default)]
 struct Queues {
-    /// They run first.
+    /// The tasks that run first.
     ready: VecDeque<Queued>,
     last: VecDeque<Queued>,
-    /// How many polls there were, which numbers them.
+    /// Number of polls so far. It is also the number of the current poll.
     polls: u64,
-    /// How many wakes ago the event was that led to the poll that is under way.
+    /// Number of wakes between the event and the current poll.
     hops: u8,
-    /// The task that is being polled has had its burst: see [`go_last`].
+    /// The task of the current poll has used up its burst: see [`go_last`].
     goes_last: bool,
 }
 
 struct Queued {
     runnable: Runnable,
-    /// How many wakes ago the event was that made it ready.
+    /// Number of wakes between the event and this wake.
     hops: u8,
 }
 
-/// Enough for a request that goes to another task and back, and for a look whether the next is there already.
+/// Enough for a request that goes to another task and back, and for a check whether the next request is already there.
 const MAX_HOPS: u8 = 3;
 
-/// The tasks that were woken from outside: by another thread, or while the executor did not run.
+/// The tasks that were woken from outside: by another thread, or while the executor was not running.
 struct Arrivals {
     queue: Mutex<Queue>,
-    /// Told of each arrival while there is no thread to wake.
+    /// Notified of each arrival while there is no thread to wake.
     arrived: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
     runnables: VecDeque<Runnable>,
-    /// Wakes the executor's thread, while it runs.
+    /// Wakes the executor's thread, while the executor runs.
     thread: Option<Waker>,
 }
 
 thread_local! {
-    /// The executor that runs on this thread, and what wakes the thread.
+    /// The executor that runs on this thread, and the waker of the thread.
     static CURRENT: RefCell<Option<(Rc<Tasks>, Waker)>> = const { RefCell::new(None) };
 }
 
@@ -98,7 +100,7 @@ impl Executor {
         }
     }
 
-    /// Adds a task, which is ready. Calls `woken` whenever it becomes ready, on the thread that wakes it.
+    /// Adds a ready task. Whenever the task becomes ready, `woken` is called on the thread that wakes it.
     pub(crate) fn spawn<T: 'static>(
         &self,
         future: impl Future<Output = T> + 'static,
@@ -115,7 +117,7 @@ impl Executor {
             future: Some(future),
             place: Place { tasks, key },
         };
-        // A panic goes to whoever awaits the task, and not out of the executor.
+        // A panic goes to the code that awaits the task, and does not leave the executor.
         let builder = Builder::new().propagate_panic(true);
         let (runnable, task) = builder.spawn_local(alive, WithInfo(schedule));
         self.tasks.alive.borrow_mut().insert(runnable.waker());
@@ -123,7 +125,7 @@ impl Executor {
         task
     }
 
-    /// Runs on this thread from now on, until the result is dropped. `thread` wakes the thread from its sleep.
+    /// Runs on this thread until the result is dropped. `thread` wakes the thread from its sleep.
     pub(crate) fn enter(&self, thread: Waker) -> Entered {
         let arrivals = self.tasks.arrivals.clone();
         arrivals.lock().thread = Some(thread.clone());
@@ -131,9 +133,9 @@ impl Executor {
         Entered { arrivals }
     }
 
-    /// Begins a turn, after the sockets have been looked at. Returns how many tasks are ready.
+    /// Begins a turn, after the sockets were polled. Returns the number of ready tasks.
     ///
-    /// One of those that go last has its share of each turn, whatever else is ready.
+    /// In each turn, one of the tasks that go last may run, even if other tasks are ready.
     pub(crate) fn begin_turn(&self) -> usize {
         self.take_arrivals();
         self.tasks.asleep.set(false);
@@ -143,12 +145,12 @@ impl Executor {
         queues.len()
     }
 
-    /// Whether a task has had its burst and waits for the others.
+    /// Whether a task has used up its burst and waits for the other tasks.
     pub(crate) fn somebody_goes_last(&self) -> bool {
         !self.tasks.queues.borrow().last.is_empty()
     }
 
-    /// Ends a turn: what is woken from now on is woken by an event. Returns how many tasks are ready.
+    /// Ends a turn: later wakes come from events. Returns the number of ready tasks.
     pub(crate) fn end_turn(&self) -> usize {
         let mut queues = self.tasks.queues.borrow_mut();
         queues.hops = 0;
@@ -161,7 +163,7 @@ impl Executor {
         next.map(Runnable::run).is_some()
     }
 
-    /// Ready when a task is. Otherwise the next that is woken wakes the thread.
+    /// Ready when a task is ready. Otherwise the next task that is woken wakes the thread.
     pub(crate) fn poll_ready(&self) -> Poll<()> {
         self.take_arrivals();
         let is_ready = self.tasks.queues.borrow().len() > 0;
@@ -173,7 +175,7 @@ impl Executor {
         }
     }
 
-    /// Takes in the tasks that were woken from outside.
+    /// Moves the tasks that were woken from outside into this thread's queues.
     fn take_arrivals(&self) {
         let mut arrivals = self.tasks.arrivals.lock();
         let mut queues = self.tasks.queues.borrow_mut();
@@ -183,11 +185,12 @@ impl Executor {
             .extend(runnables.map(|runnable| Queued { runnable, hops: 0 }));
     }
 
-    /// Drops the futures of all tasks, and of those that are spawned meanwhile. A wake after that does nothing.
+    /// Drops the futures of all tasks, and of tasks that their destructors spawn. A later wake does nothing.
     pub(crate) fn end(&self) {
         let tasks = &*self.tasks;
         while !tasks.alive.borrow().is_empty() {
-            // Who waits is woken, and so stands in a queue like the others. To drop it there is to drop its future.
+            // A waiting task is woken, so that it stands in a queue like the others. Dropping it there drops its
+            // future.
             let wakers: Vec<Waker> = tasks
                 .alive
                 .borrow()
@@ -201,8 +204,8 @@ impl Executor {
                 dropped = true;
             }
             if !dropped {
-                // All that are left are being woken by other threads: they are marked, so that waking them again does
-                // nothing, and not in the queue yet. A moment later they are.
+                // The remaining tasks are being woken by other threads at this moment. They are already marked as
+                // woken, so another wake does nothing; but they are not in the queue yet. They arrive a moment later.
                 tasks.arrivals.wait();
             }
         }
@@ -221,7 +224,7 @@ impl fmt::Debug for Executor {
     }
 }
 
-/// The time in which an executor runs on its thread.
+/// Guard: while it exists, the executor runs on its thread.
 #[must_use = "the executor runs until this is dropped"]
 pub(crate) struct Entered {
     arrivals: Arc<Arrivals>,
@@ -234,7 +237,7 @@ impl Drop for Entered {
     }
 }
 
-/// Wakes `waker` as one that goes last: the task that is being polled now has had its burst. See [`Queues`].
+/// Wakes `waker` at the end of the queue: the task of the current poll has used up its burst. See [`Queues`].
 pub(crate) fn go_last(waker: &Waker) {
     CURRENT.with_borrow(|current| {
         if let Some((tasks, _)) = current {
@@ -244,7 +247,7 @@ pub(crate) fn go_last(waker: &Waker) {
     waker.wake_by_ref();
 }
 
-/// Ready after those that are ready have run once, and after those that the next look at the sockets makes ready.
+/// Ready after all ready tasks have run once, and after the tasks that the next poll of the sockets makes ready.
 pub(crate) async fn last_turn() {
     let mut is_over = false;
     poll_fn(|cx| {
@@ -258,13 +261,23 @@ pub(crate) async fn last_turn() {
     .await;
 }
 
-/// The number of the poll that is under way, modulo 2³², if an executor runs on this thread.
+/// The number of the current poll, modulo 2³², if an executor runs on this thread.
 pub(crate) fn this_poll() -> Option<u32> {
     CURRENT.with_borrow(|current| Some(current.as_ref()?.0.queues.borrow().polls as u32))
 }
 
+/// How many tasks the executor has that runs on this thread.
+#[cfg(feature = "testing")]
+pub(crate) fn tasks() -> usize {
+    CURRENT.with_borrow(|current| {
+        current
+            .as_ref()
+            .map_or(0, |(tasks, _)| tasks.alive.borrow().len())
+    })
+}
+
 impl Tasks {
-    /// A task that is ready, wherever it stands.
+    /// Takes a ready task from any of the queues.
     fn pop(&self) -> Option<Runnable> {
         let next = self.queues.borrow_mut().next();
         next.or_else(|| self.arrivals.lock().runnables.pop_front())
@@ -272,7 +285,7 @@ impl Tasks {
 }
 
 impl Queues {
-    /// Takes the next task, which is about to be polled.
+    /// Takes the next task for a poll.
     fn next(&mut self) -> Option<Runnable> {
         let next = self.ready.pop_front().or_else(|| self.last.pop_front())?;
         self.polls += 1;
@@ -299,10 +312,10 @@ impl Queues {
 }
 
 impl Arrivals {
-    /// Puts a task that was woken into its queue.
+    /// Puts a woken task into its queue.
     fn schedule(self: &Arc<Self>, runnable: Runnable, info: ScheduleInfo) {
         let mut runnable = Some(runnable);
-        // While the thread ends there may be no slot any more, and no executor runs.
+        // While the thread ends, the slot may be gone. Then no executor runs.
         let _ = CURRENT.try_with(|current| {
             if let Some((tasks, thread)) = &*current.borrow()
                 && Arc::ptr_eq(&tasks.arrivals, self)
@@ -336,16 +349,16 @@ impl Arrivals {
         drop(self.arrived.wait_while(self.lock(), is_empty));
     }
 
-    /// Nothing that is done with the lock held can panic half-way.
+    /// No code that holds the lock can panic half-way.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 pin_project! {
-    /// A task's future, which says when it is dropped.
+    /// A task's future. When it is dropped, it leaves the list of living tasks.
     struct Alive<F> {
-        // None while it is dropped.
+        // `None` while the future is being dropped.
         #[pin]
         future: Option<F>,
         // Dropped after the future.
@@ -354,14 +367,15 @@ pin_project! {
 
     impl<F> PinnedDrop for Alive<F> {
         fn drop(this: Pin<&mut Self>) {
-            // A destructor that panics while a task is cancelled would end the process. The panic hook has told of it.
+            // Without this, a panic of a destructor while a task is cancelled would end the process. The panic hook has
+            // reported it.
             let mut future = this.project().future;
             panic::catch_unwind(AssertUnwindSafe(|| future.set(None))).ok();
         }
     }
 }
 
-/// Where a task stands among those that are alive.
+/// A task's entry in the list of living tasks.
 struct Place {
     tasks: Rc<Tasks>,
     key: usize,

@@ -1,11 +1,11 @@
 //! Streams that misbehave on purpose, from a seed: slow, cut off, reset, silent or corrupted.
 //!
-//! For tests of clients: a server whose replies come late, in pieces, or not to their end. A [`Plan`] holds the faults
-//! and a seed. It draws for each connection what befalls it, and [`Faulty`] does that to the connection. The program has
-//! the same behind its options `--fault` and `--seed`. With the feature `faults`.
+//! For tests of clients: a server whose replies are late, in pieces or incomplete. A [`Plan`] holds the faults and a
+//! seed. It draws the faults of each connection, and [`Faulty`] applies them. The program has the same function in its
+//! options `--fault` and `--seed`. Needs the feature `faults`.
 //!
-//! [`Fault`]s act on what a client sees of a server. The seeded faults of `testing::Faults` act one level lower, on the
-//! reads and writes that a handler itself makes: short, interrupted, failing. One seed may drive both:
+//! [`Fault`]s change the behaviour of a server that a client sees. The seeded faults of `testing::Faults` work one
+//! level lower, on the reads and writes of a handler: short, interrupted or failing. One seed may drive both:
 //!
 //! ```
 //! use std::time::Duration;

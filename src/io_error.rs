@@ -1,14 +1,14 @@
-//! Errors of the system, with the noun that they lack.
+//! System errors with a description of the failed action.
 
 use std::fmt::Display;
 use std::io;
 
-/// `error` with its kind kept, as `what: the system's words`, such as `cannot listen on [::1]:80: permission denied`.
+/// Adds `what` to an error and keeps its kind, for example `cannot listen on [::1]:80: permission denied`.
 pub(crate) fn explain(what: impl Display, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {}", in_plain_words(error)))
 }
 
-/// The system's words as part of a sentence: without their number, and not as if a sentence began.
+/// The system's words as part of a sentence: without the error number and in lower case.
 pub(crate) fn in_plain_words(error: &io::Error) -> String {
     let text = error.to_string();
     let words = match error.raw_os_error() {

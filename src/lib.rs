@@ -1,9 +1,9 @@
 //! tinyloop is a small event loop and a library for TCP and Unix-socket servers, on top of [smol].
 //!
 //! Use it for small tools that serve clients, probe hosts or wait for several things at once. You get a correct accept
-//! loop, connection limits, timeouts, backpressure, graceful shutdown and fairness, without a large runtime. All your code
-//! runs on one thread, so tasks and handlers do not have to be `Send`, and can share data in an `Rc`. The [`tutorial`]
-//! begins with a blocking loop in std.
+//! loop, connection limits, timeouts, backpressure, graceful shutdown and fairness, without a large runtime. All your
+//! code runs on one thread, so tasks and handlers do not have to be `Send`, and can share data in an `Rc`. The
+//! [`tutorial`] begins with a blocking loop in std.
 //!
 //! # A server
 //!
@@ -57,9 +57,9 @@
 //! ```
 //!
 //! A handler is an async function that takes a [`Connection`]. `Connection` implements `AsyncRead` and `AsyncWrite` of
-//! futures-io. All other parts of smol (channels, locks, files, processes, UDP) work inside the loop without changes, and
-//! so do hyper and async-tungstenite: see [`works_with`]. smol starts one helper thread, which polls the sockets when no
-//! event loop does.
+//! futures-io. All other parts of smol (channels, locks, files, processes, UDP) work inside the loop without changes,
+//! and so do hyper and async-tungstenite: see [`works_with`]. smol starts one helper thread, which polls the sockets
+//! when no event loop does.
 //!
 //! | asyncio | tinyloop |
 //! |---|---|
@@ -78,8 +78,8 @@
 //!
 //! # From other threads
 //!
-//! Tasks stay on the loop's thread, but other threads can wake them. For example, a thread that sends into a channel wakes
-//! a sleeping loop.
+//! Tasks stay on the loop's thread, but other threads can wake them. For example, a thread that sends into a channel
+//! wakes a sleeping loop.
 //!
 //! ```
 //! let (sender, receiver) = smol::channel::bounded(1);
@@ -89,11 +89,11 @@
 //!
 //! # What it does not do
 //!
-//! - It does not spread tasks over threads. For more cores, run several processes with a port each behind a balancer, or
-//!   use tokio or smol's `Executor`.
+//! - It does not spread tasks over threads. For more cores, run several processes, each with its own port, behind a
+//!   load balancer, or use tokio or smol's `Executor`.
 //! - It has no TLS of its own: wrap a [`Connection`] with futures-rustls.
-//! - The library never prints and never reads arguments. It ends the process in one case only: at the second signal after
-//!   [`signal::shutdown`].
+//! - The library never prints and never reads arguments. It ends the process in one case only: at the second signal
+//!   after [`signal::shutdown`].
 //!
 //! # Features
 //!
@@ -132,7 +132,7 @@ pub use address::Address;
 pub use connection::chunk::Chunk;
 pub use connection::{Closing, Connection};
 pub use copy::{CopyError, Side, copy_both};
-// For the program, the tests and the fuzz targets alone: no promise.
+// Only for the program, the tests and the fuzz targets: not a part of the public API.
 #[doc(hidden)]
 pub use echo::{CHUNK, Framer};
 pub use echo::{Framing, echo, echo_framed};

@@ -1,4 +1,4 @@
-//! The echo server as a program: what it does with its options, signals and exit codes.
+//! The command-line program, an echo server: its options, signals and exit codes.
 
 mod cli;
 
@@ -22,31 +22,36 @@ use cli::models::{self, Echo};
 use cli::output::{self, Output};
 use cli::values::{LogFormat, Model};
 
-/// How long to wait for a reader of our output, when the server starts and when it ends.
+/// How long to wait for a reader of the output, at the start and at the end.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Descriptors that are not for connections: listeners, standard streams, the reactor's, signals, a monitor.
 const OTHER_DESCRIPTORS: u64 = 32;
 
-/// The most connections by default, however many descriptors there are.
+/// The default connection limit is not higher than this, even with more file descriptors.
 const MAX_CONNECTIONS: u64 = 10_000;
 
-/// How long a peer may not read, by default.
+/// The default stall timeout.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long open connections may go on after a signal, by default.
+/// The default drain time.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long a connection may take to send its PROXY header. TCP sends a lost packet again after one second, then two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The file descriptors of the monitor: its listener, and one that the kernel reserves while it waits to accept.
+const OF_MONITOR: usize = 2;
+
 fn main() -> ExitCode {
     let options = match Options::parse(env::args_os().skip(1)) {
         Ok(options) => options,
         Err(Early::Answer(text)) => {
-            // Whoever has seen enough (`| head -1`) closes the pipe: no failure of ours.
-            writeln!(io::stdout(), "{text}").ok();
-            return ExitCode::SUCCESS;
+            // If the reader has closed the pipe (`| head -1`), this is not an error of the program.
+            return match writeln!(io::stdout(), "{text}") {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => fail(1, error),
+                _ => ExitCode::SUCCESS,
+            };
         }
         Err(Early::Usage(line)) => return fail(2, line),
     };
@@ -56,14 +61,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tells why the program ends. Nobody has to read it.
+/// Reports why the program ends. Does not wait for a reader.
 fn fail(status: u8, reason: impl Display) -> ExitCode {
     match Output::start(io::stderr()) {
         Ok(errors) => {
             errors.line(reason);
             errors.flush(PATIENCE);
         }
-        // There is no thread to be had.
+        // No thread can be started.
         Err(_) => output::write_if_read(io::stderr(), reason, PATIENCE),
     }
     ExitCode::from(status)
@@ -77,21 +82,21 @@ fn run(options: Options) -> io::Result<()> {
 
     let max_descriptors = raise_descriptor_limit();
     let event_loop = EventLoop::new()?;
-    // A write that would make a file larger than it may be (`ulimit -f`) fails instead, as on a full disk.
+    // Now a write above the limit for file sizes (`ulimit -f`) returns an error, as on a full disk.
     drop(signal::signals([Signal::Xfsz])?);
     let listeners = listen(&options.listen)?;
     let output = Output::start(io::stdout())?;
-    // Before we say that we listen: whoever waits for that may send a signal at once.
+    // Before the line "listening": a program that waits for this line may send a signal at once.
     let shutdown = signal::shutdown()?;
 
+    let log = Log {
+        format: options.log.unwrap_or(LogFormat::Text),
+        timestamps: options.timestamps,
+        output: output.clone(),
+        errors: errors.clone(),
+    };
     match options.model {
         Model::Async => {
-            let log = Log {
-                format: options.log.unwrap_or(LogFormat::Text),
-                timestamps: options.timestamps,
-                output: output.clone(),
-                errors: errors.clone(),
-            };
             let server = serve(options, listeners, shutdown, max_descriptors, &log);
             let report = event_loop.run(server)?;
             log.report(&report);
@@ -103,16 +108,11 @@ fn run(options: Options) -> io::Result<()> {
     }
 
     output.flush(PATIENCE);
-    if output.lost_lines() > 0 {
-        errors.line(format_args!(
-            "lines of output lost: {}",
-            output.lost_lines()
-        ));
-    }
+    log.lost_lines();
     Ok(())
 }
 
-/// Gives the last lines a moment, however [`run`] ends.
+/// Gives the last lines time to be written, even if [`run`] returns an error.
 struct FlushOnDrop<'o>(&'o Output);
 
 impl Drop for FlushOnDrop<'_> {
@@ -129,6 +129,13 @@ async fn serve(
     max_descriptors: u64,
     log: &Log,
 ) -> io::Result<Report> {
+    check_room(
+        1 + if options.monitor.is_some() {
+            OF_MONITOR
+        } else {
+            0
+        },
+    )?;
     let monitor = options.monitor.map(listen::monitor).transpose()?;
     let room = max_descriptors.saturating_sub(OTHER_DESCRIPTORS);
     let default_max = room.clamp(1, MAX_CONNECTIONS) as usize;
@@ -150,11 +157,11 @@ async fn serve(
                 _ => None,
             };
             match event {
-                // Was told before.
+                // Already reported.
                 Event::Listening { .. } => {}
-                // By a signal, and once.
+                // Caused by a signal, and only once.
                 Event::LameDuck { .. } | Event::Draining { .. } => events.event(event, None),
-                // By clients.
+                // Caused by clients.
                 _ if quiet => {}
                 _ => events.event(event, fate),
             }
@@ -165,7 +172,6 @@ async fn serve(
     if options.proxy_protocol {
         server = server.proxy_protocol(HEADER_TIMEOUT);
     }
-    check_room()?;
     log.listening(server.local_addrs(), PATIENCE);
     if let Some(faults) = faults {
         log.notice("faults", "misbehaving on purpose:", faults);
@@ -180,7 +186,7 @@ async fn serve(
         tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| log.slow_poll(slow_poll));
     }
     log.output.flush(PATIENCE);
-    // For all connections and as long as the process.
+    // One prefix for all connections, which lives as long as the process.
     static PREFIX: OnceLock<String> = OnceLock::new();
     let prefix = PREFIX.get_or_init(|| options.prefix).as_bytes();
     let framing = options.framing;
@@ -196,19 +202,17 @@ async fn serve(
     }
 }
 
-/// Fails if no connection can ever be accepted, for lack of a descriptor.
-fn check_room() -> io::Result<()> {
+/// Fails if there are not so many file descriptors left: one for a connection, and those that will be opened before that.
+fn check_room(descriptors: usize) -> io::Result<()> {
     let explain = |error: io::Error| {
         let text = format!(
             "cannot accept any connection: {error}; raise the limit of open files (ulimit -n)"
         );
         io::Error::new(error.kind(), text)
     };
-    io::stderr()
-        .as_fd()
-        .try_clone_to_owned()
-        .map(drop)
-        .map_err(explain)
+    let open = |_| io::stderr().as_fd().try_clone_to_owned();
+    let opened: io::Result<Vec<_>> = (0..descriptors).map(open).collect();
+    opened.map(drop).map_err(explain)
 }
 
 /// Starts one of the other two models, in threads of its own.
@@ -230,7 +234,7 @@ fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> i
         Model::Sequential => models::serve_sequentially(listeners, echo)?,
         _ => models::serve_in_threads(listeners, echo)?,
     };
-    check_room()?;
+    check_room(1)?;
     for addr in addrs {
         output.line(format_args!("listening on {addr}"));
     }

@@ -1,7 +1,7 @@
-//! The monitor: a port that shows a loop's task table and its servers' counters, from a thread of its own.
+//! The monitor: a port that shows a loop's task table and its servers' counters. It runs in its own threads.
 //!
-//! It answers while a task blocks the loop, and shows which: it uses plain blocking sockets and threads, and neither
-//! the loop nor its reactor.
+//! It also answers while a task blocks the loop, and shows which task it is. It uses plain blocking sockets and
+//! threads, and does not use the loop or its reactor.
 
 mod health;
 mod http;
@@ -26,16 +26,16 @@ use crate::io_error;
 use crate::report::lock;
 use crate::task_table::TaskTable;
 
-/// How many connections the monitor has at most. For one more, the one that has been silent longest gives way.
+/// Maximum number of connections. When another one comes, the connection that has been silent longest is closed.
 const CONNECTIONS: usize = 8;
 
 /// How long a request may take, from its first byte to the end of its line and headers.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
-/// How long a peer may not read.
+/// How long a peer may take none of an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long to wait before the next try when no connection can be accepted, for example for lack of descriptors.
+/// Time until the next try if no connection can be accepted, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const HELP: &str = "\
@@ -49,18 +49,18 @@ GET / over HTTP is a page for browsers; GET /metrics is for Prometheus, GET /hea
 
 /// Serves the running loop's task table and its servers' counters on `addr`, until the result is dropped.
 ///
-/// For people (`nc 127.0.0.1 25001`, then `help`, or a browser), for Prometheus (`GET /metrics`) and for programs
-/// (`GET /tasks.json`, `GET /stats.json`). `GET /health` is for balancers: 200 when all servers of the loop accept
+/// For people (`nc 127.0.0.1 25001`, then `help`, or a browser), for Prometheus (`GET /metrics`) and for programs (`GET
+/// /tasks.json`, `GET /stats.json`). `GET /health` is for load balancers: 200 when all servers of the loop accept
 /// connections. It is 503, with the reason in a line, when a server drains or is about to
-/// ([`lame_duck`](crate::Server::lame_duck)), when it is full and [rejects](crate::WhenFull::Reject), when a poll has blocked
-/// the loop for 5 s, and when no server is running. Over HTTP only a `Host` that is an IP address or `localhost` is answered, so
-/// that no web page reads it through a name of its own. The task table is on from now
-/// on: it knows the main future, and the tasks and servers that are started after this call. The monitor reads, and
-/// changes nothing; but it has no password, so `addr` should be a loopback address.
+/// ([`lame_duck`](crate::Server::lame_duck)), when it is full and [rejects](crate::WhenFull::Reject), when a poll has
+/// blocked the loop for 5 s, and when no server is running. Over HTTP the `Host` must be an IP address or `localhost`, so
+/// that no other website can read the monitor through its own name. The task table is turned on: it contains the main
+/// future, and the tasks and servers that are started after this call. The monitor changes nothing. But it has no
+/// password, so `addr` should be a loopback address.
 ///
 /// # Errors
 ///
-/// `cannot monitor on ADDRESS: …` if the address cannot be bound or there is no thread to be had.
+/// `cannot monitor on ADDRESS: …` if the address cannot be bound or no thread can be started.
 ///
 /// # Panics
 ///
@@ -104,7 +104,7 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
-        // Both wake the threads that wait on them. They fail only if there is nothing to wake.
+        // Both calls wake the threads that wait on these sockets. They fail only if no thread waits.
         rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both).ok();
         for (_, open) in lock(&self.shared.open).iter() {
             open.stream.shutdown(Shutdown::Both).ok();
@@ -124,7 +124,7 @@ struct Shared {
 #[derive(Debug)]
 struct Open {
     stream: Arc<TcpStream>,
-    /// When its last request came, or when it was accepted.
+    /// The time of its last request, or of its accept.
     heard: Instant,
     /// It was shut down, and its thread is about to end.
     gives_way: bool,
@@ -145,7 +145,7 @@ impl Shared {
     fn admit(self: &Arc<Self>, stream: TcpStream) -> io::Result<()> {
         let stream = Arc::new(stream);
         let mut open = lock(&self.open);
-        // Looked at under the lock, by which whoever drops the monitor finds the connections to close.
+        // Checked under the lock: the drop of the monitor takes this lock to find the connections to close.
         if self.ended.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -164,10 +164,10 @@ impl Shared {
                 gives_way: false,
             }),
         };
-        // Dropped with the thread's closure, also when there is no thread: not under the lock.
+        // Dropped with the thread's closure, also if no thread starts. So the lock must be free here.
         drop(open);
         start_thread(move || {
-            // Its errors are its peer's.
+            // Errors here are errors of the peer's connection.
             converse(&stream, &place).ok();
         })
     }
@@ -199,7 +199,7 @@ fn start_thread(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
         .map(drop)
 }
 
-/// Answers the requests of one connection, for as long as it stays: a person may think for a while.
+/// Answers the requests of a connection until it closes. A person may think for a while between two requests.
 fn converse(mut stream: &TcpStream, place: &Place) -> io::Result<()> {
     let table = &place.shared.table;
     stream.set_write_timeout(Some(PATIENCE))?;

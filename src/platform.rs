@@ -1,4 +1,5 @@
-//! What differs from Linux on other Unixes (docs/platforms.md): there the code is compiled, and not tested.
+//! Code that differs between Linux and other Unixes (docs/platforms.md). The other branches are compiled, but not
+//! tested.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,12 +15,12 @@ pub(crate) const UNIX_PATH_MAX: usize = 107;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) const UNIX_PATH_MAX: usize = 103;
 
-/// A stream socket that no other program inherits.
+/// A stream socket that child programs do not inherit.
 pub(crate) fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     socket(family, false)
 }
 
-/// The same, nonblocking.
+/// Like [`stream_socket`], but nonblocking.
 pub(crate) fn nonblocking_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     socket(family, true)
 }
@@ -31,7 +32,7 @@ fn socket(family: AddressFamily, nonblocking: bool) -> io::Result<OwnedFd> {
     Ok(net::socket_with(family, SocketType::STREAM, flags, None)?)
 }
 
-/// A program that another thread starts between the first two calls inherits the socket.
+/// If another thread starts a program between the first two calls, this program inherits the socket.
 #[cfg(target_vendor = "apple")]
 fn socket(family: AddressFamily, nonblocking: bool) -> io::Result<OwnedFd> {
     let socket = net::socket(family, SocketType::STREAM, None)?;
@@ -41,7 +42,7 @@ fn socket(family: AddressFamily, nonblocking: bool) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Accepts a connection, which is nonblocking, and tells its peer's address.
+/// Accepts a connection, makes it nonblocking and returns it with its peer's address.
 #[cfg(not(target_vendor = "apple"))]
 pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, Option<SocketAddr>)> {
     // Nonblocking from the start, which saves a system call over std's accept.
@@ -59,14 +60,14 @@ pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, Option<So
     Ok((stream, Some(peer_addr)))
 }
 
-/// Has writes to a broken connection fail without a SIGPIPE, where [`send`] cannot ask for that.
+/// Makes writes to a broken connection fail without a SIGPIPE, on systems where [`send`] has no flag for that.
 pub(crate) fn prevent_sigpipe(_socket: impl AsFd) -> io::Result<()> {
     #[cfg(target_vendor = "apple")]
     net::sockopt::set_socket_nosigpipe(_socket, true)?;
     Ok(())
 }
 
-/// Writes without a SIGPIPE, also for programs that have not turned it off.
+/// Writes without a SIGPIPE, even if the program has not ignored this signal.
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     #[cfg(not(target_vendor = "apple"))]
     let flags = SendFlags::NOSIGNAL;
@@ -75,33 +76,34 @@ pub(crate) fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(net::send(socket, bytes, flags)?)
 }
 
-/// Has the kernel give up a peer that takes nothing for `timeout` (`TCP_USER_TIMEOUT`), or after its own time. Other systems
-/// have only their own, of minutes; a write that waits has a timer of ours on every system.
+/// Makes the kernel close a connection whose peer acknowledges nothing for `timeout` (`TCP_USER_TIMEOUT`); `None`
+/// restores the kernel's own time. Other systems have only their own time, of some minutes. tinyloop's own timer for
+/// waiting writes works on all systems.
 pub(crate) fn set_user_timeout(_socket: impl AsFd, _timeout: Option<Duration>) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         let millis = |timeout: Duration| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        // The kernel takes no more than an int, and 0 means its own time.
+        // The kernel takes an `int` at most. 0 restores its own time.
         let millis = _timeout.map_or(0, |timeout| millis(timeout).clamp(1, i32::MAX as u32));
         net::sockopt::set_tcp_user_timeout(_socket, millis)?;
     }
     Ok(())
 }
 
-/// Resets a connection. What is reset already fails, and is left.
+/// Resets a connection. If the connection is reset already, the call fails, and the error is ignored.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn reset(stream: &TcpStream) {
-    // Disconnects: the kernel throws away what is unsent, and sends a reset.
+    // This disconnects the socket: the kernel discards unsent data and sends a reset.
     net::connect_unspec(stream).ok();
 }
 
-/// The others do not disconnect. The reset comes when the last descriptor of the connection is closed.
+/// Other systems cannot disconnect a socket. The reset comes when the last file descriptor of the connection is closed.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn reset(stream: &TcpStream) {
     net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).ok();
 }
 
-/// Whether `errno` is an error of the network that Linux alone has.
+/// Whether `errno` is a network error that exists only on Linux.
 pub(crate) fn is_network_error(_errno: Errno) -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     return _errno == Errno::NONET;

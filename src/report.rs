@@ -1,10 +1,10 @@
-//! Figures: what went through a connection, and what happened in a server.
+//! Counters: the traffic of a connection, and the totals of a server.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What happened in a server, counted. Displays as one line, which names `faulty` only if there was one.
+/// The totals of a server. Displays as one line, which contains `faulty` only if a connection had faults.
 ///
 /// `accepted` is the sum of `completed`, `failed`, `panicked`, `timed_out`, `aborted` and the connections still open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,13 +14,14 @@ pub struct Report {
     pub accepted: u64,
     /// Connections whose handler returned `Ok`.
     pub completed: u64,
-    /// Connections whose handler returned an error that was no timeout of the server's.
+    /// Connections whose handler returned an error other than an idle or stall timeout.
     pub failed: u64,
     /// Connections whose handler panicked.
     pub panicked: u64,
-    /// Connections that ended by the idle or the stall timeout.
+    /// Connections that the idle timeout or the stall timeout ended.
     pub timed_out: u64,
-    /// Connections that were closed without a handler, for lack of a place, of the system's resources, or of a PROXY header.
+    /// Connections that were closed without a handler, because of the connection limit, a lack of resources, or their PROXY
+    /// header.
     pub rejected: u64,
     /// Connections that were cancelled at the end of the drain.
     pub aborted: u64,
@@ -30,18 +31,18 @@ pub struct Report {
     pub bytes_out: u64,
     /// The most connections that were open at once.
     pub peak_connections: usize,
-    /// Connections that something befell on purpose (see the module `faults`), of those that are closed.
+    /// Closed connections that had faults on purpose (see the module `faults`).
     pub faulty: u64,
 }
 
 impl Report {
-    /// How many connections are open: their handlers were started, and how they ended is not known yet.
+    /// Number of open connections: their handler was started, and their end is not counted yet.
     pub fn open(&self) -> u64 {
         let ended = self.completed + self.failed + self.panicked + self.timed_out + self.aborted;
         self.accepted - ended
     }
 
-    /// All counters with their names, and how many connections are open.
+    /// All counters with their names, and the number of open connections.
     pub(crate) fn counters(&self) -> [(&'static str, u64); 12] {
         [
             ("accepted", self.accepted),
@@ -73,15 +74,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// What happens in a server, while it does: from [`Server::live_report`](crate::Server::live_report). A clone tells of the
-/// same server, also on another thread, and after the server's end.
+/// The counters of a running server, from [`Server::live_report`](crate::Server::live_report). A clone shows the same
+/// server, also on another thread, and after the server's end.
 #[derive(Debug, Clone, Default)]
 pub struct LiveReport {
     report: Arc<Mutex<Report>>,
 }
 
 impl LiveReport {
-    /// What happened so far.
+    /// The counters at this moment.
     pub fn report(&self) -> Report {
         self.lock().clone()
     }
@@ -95,12 +96,12 @@ impl LiveReport {
     }
 }
 
-/// Locks what is whole after every statement, so that a panic with the lock held harms nothing.
+/// Locks data that is consistent after every statement, so a panic while the lock is held does no harm.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What goes through a connection: how much, and for how long.
+/// The traffic of a connection: byte counts and duration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Traffic {
     pub(crate) bytes_in: u64,

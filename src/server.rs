@@ -1,7 +1,7 @@
-//! The server: from listening sockets to a task for each connection, and to an orderly end.
+//! The server: it accepts connections, runs a task for each of them and shuts down gracefully.
 //!
-//! [`Incoming`] is the accept loop: what to do about errors, when there is no room, and when it is over. [`Server::serve`]
-//! goes on from there: it runs a handler for each connection, counts how they end, and drains.
+//! [`Incoming`] is the accept loop. It handles accept errors, the connection limit and the shutdown. [`Server::serve`]
+//! runs a handler for each connection, counts how the connections end, and drains.
 
 mod accept;
 mod candidate;
@@ -46,16 +46,16 @@ pub use event::{CloseReason, Event, WhenFull};
 pub use incoming::Incoming;
 pub use listener::Listener;
 
-/// A server: listeners, and what to do with the connections that they bring.
+/// A TCP or Unix-socket server: its listening sockets and the settings for their connections.
 ///
-/// The [front page](crate) has one in ten lines.
+/// The [front page](crate) has an example.
 #[must_use = "a server does nothing until it serves"]
 pub struct Server {
     listeners: Vec<Listener>,
     local_addrs: Vec<Address>,
-    /// Connections in memory, of a test.
+    /// In-memory connections, for tests.
     #[cfg(feature = "testing")]
-    queue: Option<QueueEnd>,
+    queues: Vec<QueueEnd>,
     max_connections: usize,
     when_full: WhenFull,
     idle_timeout: Option<Duration>,
@@ -72,16 +72,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on an address, or on every address of a name, with a backlog of 4,096: `"127.0.0.1:80"`, `"host:80"`,
-    /// `"80"` (loopback), `":80"` (all interfaces), `"unix:/run/some.sock"`, and all that is an [`Endpoint`]. Port 0 lets
-    /// the system choose.
+    /// Listens on an address, or on every address of a name, with a backlog of 4,096. The address is `"127.0.0.1:80"`,
+    /// `"host:80"`, `"80"` (loopback), `":80"` (all interfaces), `"unix:/run/some.sock"` or any other [`Endpoint`].
+    /// With port 0 the system chooses the port.
     ///
-    /// From here on the kernel takes connections; they wait until the server serves.
+    /// From this call on, the kernel accepts connections into the backlog. They wait there until you call `serve`.
     ///
     /// # Errors
     ///
-    /// If one of the addresses cannot be bound (`cannot listen on ADDRESS: …`), or there is none. If the address has
-    /// none of the forms. If the system lets this process start no thread, which the look-up of a name needs.
+    /// If an address cannot be bound (`cannot listen on ADDRESS: …`), if `to` contains no address, or if its text has
+    /// none of the forms. If no thread can be started, which the look-up of a name needs.
     pub async fn bind(to: impl ToEndpoint) -> io::Result<Server> {
         let mut endpoint = to.to_endpoint()?;
         if let Endpoint::Name(..) = endpoint {
@@ -93,20 +93,20 @@ impl Server {
         Server::from_listeners(Listener::bind_endpoint(&endpoint)?)
     }
 
-    /// Serves a socket that listens already: a [`Listener`], or std's `TcpListener` or `UnixListener`.
+    /// Uses a socket that is already listening: a [`Listener`], or std's `TcpListener` or `UnixListener`.
     ///
     /// # Errors
     ///
-    /// If the system does not tell the socket's address.
+    /// If the socket's local address cannot be read.
     pub fn from_listener(listener: impl Into<Listener>) -> io::Result<Server> {
         Server::from_listeners([listener.into()])
     }
 
-    /// Serves several sockets that listen already.
+    /// Uses several sockets that are already listening.
     ///
     /// # Errors
     ///
-    /// If there is none, or the system does not tell a socket's address.
+    /// If `listeners` is empty, or a socket's local address cannot be read.
     pub fn from_listeners(listeners: impl IntoIterator<Item = Listener>) -> io::Result<Server> {
         let listeners: Vec<Listener> = listeners.into_iter().collect();
         if listeners.is_empty() {
@@ -123,9 +123,9 @@ impl Server {
     }
 
     #[cfg(feature = "testing")]
-    pub(crate) fn from_queue(queue: QueueEnd) -> Server {
+    pub(crate) fn from_queues(queues: Vec<QueueEnd>) -> Server {
         Server {
-            queue: Some(queue),
+            queues,
             ..Server::new(Vec::new(), Vec::new())
         }
     }
@@ -136,7 +136,7 @@ impl Server {
             listeners,
             local_addrs,
             #[cfg(feature = "testing")]
-            queue: None,
+            queues: Vec::new(),
             when_full: WhenFull::default(),
             idle_timeout: None,
             stall_timeout: None,
@@ -157,10 +157,10 @@ impl Server {
         &self.local_addrs
     }
 
-    /// Keeps at most `max` connections open. By default that is the process's limit of descriptors (`ulimit -n`, as it is
-    /// when the server is made) less 32, which are left for listeners, standard streams and the like; at least 1.
+    /// Connection limit: at most `max` connections are open. The default is the file descriptor limit (`ulimit -n`,
+    /// read when the server is created) minus 32 for listeners, standard streams and the like; at least 1.
     ///
-    /// If handlers open descriptors of their own, set a limit that leaves room for them: a forwarder has two for each
+    /// If handlers open file descriptors of their own, set a lower limit. A forwarder, for example, needs two for each
     /// connection, so half of the default.
     ///
     /// # Panics
@@ -175,121 +175,121 @@ impl Server {
         self
     }
 
-    /// What to do with connections over the limit; by default they wait.
+    /// What to do with connections over the limit. By default they wait in the backlog.
     pub fn when_full(mut self, when_full: WhenFull) -> Server {
         self.when_full = when_full;
         self
     }
 
-    /// Ends connections that are idle: nothing went in or out for `timeout`. Off by default.
+    /// Idle timeout: ends a connection when no bytes went in or out for `timeout`. Off by default.
     ///
-    /// A read that waits then fails with [`TimedOut`](io::ErrorKind::TimedOut), after one last look at the socket. If the
-    /// handler goes on all the same, the time counts anew. A handler that waits for something else, and neither reads nor
-    /// writes, is dropped a twentieth of the timeout later (at most 0.1 s) and counted as timed out.
+    /// A waiting read then fails with [`TimedOut`](io::ErrorKind::TimedOut), after one last check of the socket. If the
+    /// handler continues after this error, the time starts again. A handler that waits for something else, and neither
+    /// reads nor writes, is dropped a twentieth of the timeout later (at most 0.1 s) and counted as timed out.
     ///
-    /// The time in which a handler computes without an `await` counts too; but when it writes after that, the time
-    /// counts from there. A connection whose write waits for the peer is not idle but stalled: see
+    /// The time in which a handler computes without an `.await` counts, too; but if the handler then writes, the time
+    /// starts again at the write. While a write waits for the peer, the connection counts as stalled, not as idle: see
     /// [`stall_timeout`](Server::stall_timeout).
     pub fn idle_timeout(mut self, timeout: Duration) -> Server {
         self.idle_timeout = Some(timeout);
         self
     }
 
-    /// Ends connections whose peer has taken nothing of what was sent for `timeout`. Off by default.
+    /// Stall timeout: ends a connection whose peer takes none of the sent data for `timeout`. Off by default.
     ///
-    /// A write that waits then fails with [`TimedOut`](io::ErrorKind::TimedOut). Where no write waits, because all fits
+    /// A waiting write then fails with [`TimedOut`](io::ErrorKind::TimedOut). If no write waits, because all data fits
     /// into the kernel's buffers, the kernel ends a TCP connection after three times the timeout (`TCP_USER_TIMEOUT`),
-    /// and the next read or write fails so.
+    /// and the next read or write fails with the same error.
     ///
-    /// A peer that reads slowly is seen to take something when its window opens, in steps that grow with its receive
-    /// buffer. Measured on loopback with the system's own buffers: a peer that read 300 kB in seven tenths of the timeout
-    /// was served, one that read 200 kB was cut.
+    /// The server sees the progress of a slow reader only when the reader's window opens, in steps that grow with its
+    /// receive buffer. Measured on loopback with the system's own buffers: a peer that read 300 kB in seven tenths of
+    /// the timeout was served, and a peer that read 200 kB was cut off.
     pub fn stall_timeout(mut self, timeout: Duration) -> Server {
         self.stall_timeout = Some(timeout);
         self
     }
 
-    /// Caps the kernel's buffers of each TCP connection, in bytes for each direction; the kernel doubles it for its own
-    /// bookkeeping. By default the system sizes them as it sees fit, up to megabytes for a peer that does not read.
+    /// Limits `SO_RCVBUF` and `SO_SNDBUF` of each TCP connection to this number of bytes; the kernel doubles the value
+    /// for its own bookkeeping. By default the system chooses the sizes, up to megabytes for a peer that does not read.
     pub fn socket_buffers(mut self, bytes: usize) -> Server {
         self.socket_buffers = Some(bytes);
         self
     }
 
     /// Takes from each connection a header of the [PROXY protocol](https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt),
-    /// version 1 or 2, before its handler starts. The TCP address in the header is the connection's
-    /// [`peer_addr`](Connection::peer_addr), in the events and in the task table too. Where the header has none (`LOCAL`,
-    /// `UNKNOWN`, a Unix socket's), the address stays the socket's. The handler reads what stands behind the header.
+    /// version 1 or 2, before its handler starts. The TCP address in the header becomes the
+    /// [`peer_addr`](Connection::peer_addr), also in the events and the task table. If the header has none (`LOCAL`,
+    /// `UNKNOWN`, a Unix socket's), the address is the socket's. The handler reads only the bytes behind the header.
     ///
-    /// A header that is missing, wrong, or not there after `header_timeout` closes the connection, which counts as rejected.
-    /// The protocol's specification advises 3 s or more, in which TCP sends a lost packet again. While a header is awaited,
-    /// its connection counts as open.
+    /// If the header is missing, wrong, or not complete after `header_timeout`, the connection is closed and counts as
+    /// rejected. The protocol's specification advises 3 s or more, because TCP then has time to send a lost packet again.
+    /// A connection that waits for its header counts as open.
     ///
-    /// Whoever reaches the listener can claim any address. Let nobody reach it but the balancer.
+    /// Everybody who reaches the listener can claim any address. So only the load balancer should reach it.
     #[cfg(feature = "proxy-protocol")]
     pub fn proxy_protocol(mut self, header_timeout: Duration) -> Server {
         self.header_timeout = Some(header_timeout);
         self
     }
 
-    /// Ends the server in an orderly way when `shutdown` resolves, such as
+    /// Graceful shutdown: begins when the future `shutdown` resolves, for example
     /// [`signal::shutdown()`](crate::signal::shutdown).
     ///
-    /// First the listeners are closed, so that new connections are refused. Then [`Connection::closing`] resolves for
-    /// every connection, and idle echo connections end. What is still open after the time to [drain](Server::drain)
-    /// is cancelled.
+    /// First the listeners are closed, so new connections are refused. Then [`Connection::closing`] resolves for every
+    /// connection, and idle echo connections end. Connections that are still open after the [drain](Server::drain) time
+    /// are cancelled.
     pub fn shutdown_on(mut self, shutdown: impl Future<Output = ()> + 'static) -> Server {
         self.shutdown = Some(Box::pin(shutdown));
         self
     }
 
-    /// How long the server still accepts after the [shutdown](Server::shutdown_on), before it closes the listeners and
-    /// drains. By default it closes them at once.
+    /// How long the server still accepts connections after the [shutdown](Server::shutdown_on), before it closes the
+    /// listeners and drains. By default it closes them at once.
     ///
-    /// Meanwhile the [monitor](crate::monitor) answers `/health` with 503. A balancer that asks more often than that sends
-    /// nobody to a closed port.
+    /// During this time the [monitor](crate::monitor) answers `/health` with 503. A load balancer that asks more often than
+    /// that sends no client to a closed port.
     pub fn lame_duck(mut self, duration: Duration) -> Server {
         self.lame_duck = duration;
         self
     }
 
-    /// How long open connections may go on after the shutdown. By default they are cancelled at once.
+    /// Drain time: how long open connections may continue after the shutdown. By default they are cancelled at once.
     pub fn drain(mut self, timeout: Duration) -> Server {
         self.drain = timeout;
         self
     }
 
-    /// What to do about a handler's panic; by default it ends its own connection only.
+    /// What to do when a handler panics. By default only the handler's own connection ends.
     pub fn on_panic(mut self, on_panic: OnPanic) -> Server {
         self.on_panic = on_panic;
         self
     }
 
-    /// Calls `observer` for each [`Event`], on the loop's thread: it should not block.
+    /// Calls `observer` for each [`Event`], on the loop's thread. `observer` should not block.
     pub fn observe(mut self, observer: impl FnMut(&Event<'_>) + 'static) -> Server {
         self.observer = Some(Box::new(observer));
         self
     }
 
-    /// The server's counters, which can be read while it runs. [`Server::incoming`] counts nothing but rejected
+    /// The server's counters, which can be read while it runs. With [`Server::incoming`] they count only rejected
     /// connections.
     pub fn live_report(&self) -> LiveReport {
         self.report.clone()
     }
 
-    /// The connections as a stream, for those who write their own loop.
+    /// The connections as a stream, for programs with a loop of their own.
     ///
-    /// Errors of single connections, shortages, limits, timeouts and the shutdown are seen to as in
-    /// [`serve`](Server::serve); a connection holds its place until it is dropped. The stream ends after the shutdown,
-    /// and after an error, which means that a listener is broken. Draining is the caller's.
+    /// The stream handles errors of single connections, shortages, limits, timeouts and the shutdown like
+    /// [`serve`](Server::serve). A connection counts towards the limit until you drop it. The stream ends after the
+    /// shutdown, and after an error, which means that a listener is broken. Drain the open connections yourself.
     ///
-    /// Keep the stream until the connections have ended: without it, [`Connection::closing`] does not resolve. After the
-    /// shutdown it still yields the connections that had come before. It tells of no connection and counts none, except
-    /// those that it rejects.
+    /// Keep the stream until the connections have ended: without it, [`Connection::closing`] does not resolve. After
+    /// the shutdown the stream still yields the connections that came before. It reports and counts only the
+    /// connections that it rejects.
     ///
     /// # Errors
     ///
-    /// If the system cannot watch the listeners.
+    /// If the reactor cannot watch the listeners.
     ///
     /// # Panics
     ///
@@ -303,7 +303,7 @@ impl Server {
         #[cfg_attr(not(feature = "testing"), expect(unused_mut))]
         let mut listeners = Listeners::new(self.listeners, options).map_err(watch)?;
         #[cfg(feature = "testing")]
-        if let Some(queue) = self.queue {
+        for queue in self.queues {
             listeners.add_queue(queue, options);
         }
         let mut record = Record::new(self.observer, self.report.clone());
@@ -330,43 +330,42 @@ impl Server {
         Ok(Incoming::new(listeners, limits, record))
     }
 
-    /// Accepts connections and runs `handler` in a task for each, until the shutdown and the drain are over.
+    /// Accepts connections and runs `handler` in a task for each of them, until the shutdown and the drain are over.
     ///
-    /// The handler's error or panic ends its own connection only. How a connection ends depends on its handler:
+    /// A handler's error or panic ends only its own connection. How a connection ends depends on its handler:
     ///
-    /// - It returned `Ok`: the connection gives up its place at once. The peer gets all that was written, for as long as it
-    ///   goes on taking it; if it resets before that, the connection counts as failed. Then the connection is half-closed.
-    ///   Up to 64 MiB of input are read and dropped, until the peer closes too, or is silent for the stall timeout
-    ///   (without one: 30 s). A drain waits for a second only, unless the handler has closed its half itself.
-    /// - It returned an error: the peer has a second to read what was written. Then the connection is reset.
-    /// - It panicked, or was cancelled by the idle timeout or at the end of the drain: the connection is reset.
+    /// - It returned `Ok`: the connection no longer counts towards the limit. The peer gets all written data, as long
+    ///   as it keeps reading; if it resets before that, the connection counts as failed. Then the connection is
+    ///   half-closed. Up to 64 MiB of input are read and dropped, until the peer closes too, or is silent for the stall
+    ///   timeout (if there is none: 30 s). A drain waits only a second, unless the handler has closed its half itself.
+    /// - It returned an error: the peer has a second to read the written data. Then the connection is reset.
+    /// - It panicked, or the idle timeout or the end of the drain cancelled it: the connection is reset.
     ///
-    /// A connection that the handler has passed on ends when it is dropped, and counts until then.
+    /// If a handler passed its connection on, the connection ends when the new owner drops it, and counts until then.
     ///
-    /// A handler's panic runs the process's panic hook on the loop's thread. std's hook writes to stderr, and waits while
-    /// that is a full pipe. A program that must not wait sets a hook of its own (`std::panic::set_hook`).
+    /// A handler's panic runs the process's panic hook on the loop's thread. std's hook writes to stderr, and blocks
+    /// while stderr is a full pipe. A program that must not block there sets its own hook (`std::panic::set_hook`).
     ///
     /// Dropping the future closes the listeners and cancels all connections.
     ///
-    /// A value in the handler that panics when it is dropped is a panic of the handler, too: its connection counts as
-    /// panicked and the others go on, whether the handler has returned or is cancelled. But when it is another panic
-    /// that drops the value, Rust ends the process, as it does everywhere.
+    /// If a destructor in the handler panics, this counts as a panic of the handler, whether the handler has returned
+    /// or is cancelled; the other connections continue. But if the destructor runs because of another panic, Rust
+    /// aborts the process, as always.
     ///
     /// # Errors
     ///
-    /// If the listener itself is broken; the open connections are drained first. If the system cannot watch the
-    /// listeners.
+    /// If a listening socket fails; the open connections are drained first. If the reactor cannot watch the listeners.
     ///
     /// # Panics
     ///
-    /// Outside a running event loop; by a panic of the observer or of the future to shut down on; and by a handler's
-    /// panic under [`OnPanic::Propagate`].
+    /// Outside a running event loop; if the observer or the shutdown future panics; or if a handler panics under
+    /// [`OnPanic::Propagate`].
     #[track_caller]
     pub fn serve<H>(self, handler: H) -> impl Future<Output = io::Result<Report>>
     where
         H: AsyncFn(Connection) -> io::Result<()> + 'static,
     {
-        // Where the connections' tasks are from, as far as the caller is concerned.
+        // The task table shows the caller's line as the place of the connections' tasks.
         self.serve_from(handler, Location::caller())
     }
 

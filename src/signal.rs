@@ -1,8 +1,8 @@
 //! Signals as futures.
 //!
-//! From the first use of a signal here, its default action (to end the process) is off, and stays off when the stream
-//! is dropped: that is how the system's handlers work. So keep the stream for the life of the process, or drop it at
-//! once where all that is wanted is that the signal does nothing.
+//! The first use of a signal here turns its default action off (which ends the process). The action stays off when the
+//! stream is dropped, because the system's handlers work like this. So keep the stream for the life of the process. If
+//! the signal should only do nothing, you can drop the stream at once.
 
 use std::fmt;
 use std::fs;
@@ -24,37 +24,38 @@ use crate::io_error;
 
 pub use async_signal::Signal;
 
-/// Resolves at the first SIGINT (Ctrl-C) or SIGTERM after this call. The next one ends the process at once.
+/// Resolves at the first SIGINT (Ctrl-C) or SIGTERM after this call. The next one of these signals exits the process at
+/// once.
 ///
-/// That end comes from the signal's handler, so it also comes while a task blocks the loop, or when the future is
-/// dropped. The exit status is 128 + the signal's number, as a shell shows it for a process that a signal has ended.
-/// No destructor runs, and no buffer is flushed.
+/// The signal handler itself exits. So this also works while a task blocks the loop, or after the future is dropped.
+/// The exit status is 128 + the signal's number, as a shell shows it for a process that a signal has ended. No
+/// destructor runs, and no buffer is flushed.
 ///
-/// Each call starts the count anew: the next signal is a first one again, and resolves all futures of this function that
-/// still wait. A program that wants to do something else at the second signal takes [`signals`].
+/// Each call starts the count again: the next signal is again a first signal, and resolves all futures of this function
+/// that still wait. To do something else at the second signal, use [`signals`].
 ///
-/// A SIGINT that the process ignores is still ignored. A shell without job control, as in a script, starts its
-/// background jobs so: a Ctrl-C is for the job in the foreground.
+/// If the process ignores SIGINT, it stays ignored. A shell without job control, for example in a script, starts its
+/// background jobs like this: Ctrl-C is meant for the job in the foreground.
 ///
 /// # Errors
 ///
-/// If the system has no descriptor left for it.
+/// If no file descriptor is free.
 pub fn shutdown() -> io::Result<impl Future<Output = ()>> {
-    /// Whether the first signal has come.
+    /// Whether the first signal has arrived.
     static ASKED: AtomicBool = AtomicBool::new(false);
-    /// Those whose handler ends the process at the next signal.
+    /// The signals whose handler exits the process at the next signal.
     static REGISTERED: Mutex<Vec<Signal>> = Mutex::new(Vec::new());
 
     let asking = [Signal::Int, Signal::Term]
         .into_iter()
         .filter(|&signal| signal != Signal::Int || !is_ignored(signal));
-    // First of all, so that no signal is missed.
+    // Registered first, so that no signal is missed.
     let mut signals = signals(asking.clone())?;
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
     for signal in asking {
         if !registered.contains(&signal) {
             let number = signal as i32;
-            // In this order: the first signal finds the flag as it was.
+            // The order matters: the first signal must still find the flag unset.
             flag::register_conditional_shutdown(number, 128 + number, &ASKED)
                 .and_then(|_| flag::register(number, &ASKED))
                 .map_err(cannot_handle)?;
@@ -67,7 +68,7 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Whether the process ignores a signal. Where the system does not tell, it does not.
+/// Whether the process ignores a signal. `false` if the system does not say.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut lines = status.lines();
@@ -76,17 +77,17 @@ fn is_ignored(signal: Signal) -> bool {
     ignored.is_some_and(|mask| mask >> (signal as u32 - 1) & 1 == 1)
 }
 
-/// A stream of the given signals, as they arrive after this call. It never ends.
+/// A stream of the given signals that arrive after this call. It never ends.
 ///
-/// Each signal of the set that has arrived since it was last taken is seen, however many of the others there are: they
-/// take turns. Repetitions fold into one as long as nobody takes it, so the stream tells that a signal came, and not
-/// how often. It does not tell in which order different signals came. A signal that the process has ignored so far is
-/// seen, too.
+/// Each kind of signal that has arrived is reported, even if many signals of another kind arrive: the kinds take turns.
+/// If a signal arrives several times before it is taken, it is reported once. So the stream says that a signal arrived,
+/// but not how often. It does not say in which order different signals arrived. A signal that the process has ignored
+/// so far is reported, too.
 ///
 /// # Errors
 ///
-/// If the system has no descriptor left for it, or one of the signals cannot be handled as a future: SIGKILL and
-/// SIGSTOP, and SIGILL, SIGFPE and SIGSEGV, which leave no way to go on.
+/// If no file descriptor is free, or if one of the signals cannot be handled as a future: SIGKILL and SIGSTOP, and
+/// SIGILL, SIGFPE and SIGSEGV, after which a program cannot continue.
 pub fn signals(signals: impl IntoIterator<Item = Signal>) -> io::Result<Signals> {
     let signals: Vec<Signal> = signals.into_iter().collect();
     Signals::new(&signals).map_err(cannot_handle)
@@ -100,9 +101,9 @@ fn cannot_handle(error: io::Error) -> io::Error {
 #[must_use = "streams do nothing unless they are polled"]
 pub struct Signals {
     watched: Vec<Watched>,
-    /// Whose turn it is.
+    /// The index of the signal to check first.
     next: usize,
-    /// Where the handlers write to, and what wakes us when they do. A full one wakes, too.
+    /// The handlers write here, which wakes the stream. A full socket wakes it, too.
     writer: UnixStream,
     wake: Async<UnixStream>,
 }
@@ -155,10 +156,10 @@ impl Stream for Signals {
             if let Some(signal) = self.take_arrived() {
                 return Poll::Ready(Some(signal));
             }
-            // A signal that comes in between sets its flag first, and then writes here.
+            // A signal that arrives now sets its flag first, and then writes to the socket.
             let mut wake = &self.wake;
             if ready!(Pin::new(&mut wake).poll_read(cx, &mut [0; 64])).is_err() {
-                // Not while both ends are here.
+                // This cannot happen while both ends of the socket exist.
                 return Poll::Ready(None);
             }
         }
@@ -172,12 +173,12 @@ impl fmt::Debug for Signals {
     }
 }
 
-/// A signal of a stream's.
+/// One signal of a stream.
 struct Watched {
     signal: Signal,
-    /// Set by the handler.
+    /// Set by the signal handler.
     arrived: Arc<AtomicBool>,
-    /// What the handler does.
+    /// The registered actions of the signal handler.
     actions: Vec<SigId>,
 }
 

@@ -19,18 +19,18 @@ use smol::Task;
 use crate::event_loop;
 use crate::task_table::Label;
 
-/// Tasks that end together: their results come as a [`Stream`] in the order of completion, and dropping the group
-/// cancels those that still run.
+/// Tasks that end together. Their results come as a [`Stream`] in the order of completion. Dropping the group cancels
+/// the tasks that still run.
 ///
-/// The futures of tasks that are cancelled so are dropped in the loop's next turn, after the current task has given way:
-/// what they hold is open until then. [`cancel`](TaskGroup::cancel) waits for that.
+/// If the group is dropped, the futures of its tasks are dropped in the loop's next turn, after the current task has
+/// paused. Until then, the resources that they hold stay open. [`cancel`](TaskGroup::cancel) waits for that.
 ///
-/// The stream ends (`None`) when every task has finished and its result is taken; it goes on after another
-/// [`spawn`](TaskGroup::spawn). Nothing is held for a task that is finished and taken. A task's panic reaches whoever
-/// takes its result.
+/// The stream ends (`None`) when all tasks have finished and all results are taken. It continues after another
+/// [`spawn`](TaskGroup::spawn). A finished task whose result was taken uses no memory. If a task panicked, the panic
+/// continues when its result is taken.
 ///
-/// A group may outlive the loop of its tasks. Then the results of the tasks that had finished can still be taken, and
-/// for each task that was dropped with its loop the stream panics once. Such a task does not count as running any more.
+/// A group may outlive the loop of its tasks. The results of finished tasks can then still be taken. For each task that
+/// was dropped with its loop, the stream panics once. Such a task no longer counts as running.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,29 +47,30 @@ use crate::task_table::Label;
 /// });
 /// ```
 pub struct TaskGroup<T> {
-    /// The handles of the tasks whose results are not taken yet. None for one that was cancelled and is not dropped yet.
+    /// The handles of the tasks whose results are not taken yet. `None` for a cancelled task that is not dropped yet.
     tasks: Slab<Option<Task<()>>>,
     finished: Rc<Finished<T>>,
     limit: usize,
 }
 
-/// What the tasks leave behind for the group.
+/// The results that the tasks leave for the group.
 struct Finished<T> {
     /// The results that are not taken yet, with their tasks' keys in the group, in the order of completion.
     results: RefCell<VecDeque<(usize, End<T>)>>,
-    /// Who waits for the next task to finish.
+    /// The task that waits for the next result.
     waiting: Cell<Option<Waker>>,
 }
 
-/// How a task came to its end.
+/// How a task ended.
 enum End<T> {
     Finished(thread::Result<T>),
-    /// It was cancelled, or dropped with its loop.
+    /// The task was cancelled, or dropped with its loop.
     Dropped,
 }
 
 pin_project! {
-    /// A task of a group. As an async block it would hold its future twice, once to move it from.
+    /// A task of a group. It is not an async block, because an async block would hold its future twice: once to move it
+    /// from.
     struct Member<F: Future> {
         #[pin]
         future: F,
@@ -93,7 +94,7 @@ impl<F: Future> Future for Member<F> {
     }
 }
 
-/// A task's place in its group, until it has left its end there.
+/// A task's place in its group. When the place is dropped, it reports how the task ended.
 struct Place<T> {
     key: usize,
     finished: Option<Rc<Finished<T>>>,
@@ -118,7 +119,7 @@ impl<T> Drop for Place<T> {
 }
 
 impl<T: 'static> TaskGroup<T> {
-    /// A group without tasks and without a limit.
+    /// Creates a group without tasks and without a limit.
     pub fn new() -> TaskGroup<T> {
         let finished = Finished {
             results: RefCell::default(),
@@ -131,7 +132,7 @@ impl<T: 'static> TaskGroup<T> {
         }
     }
 
-    /// Lets at most `limit` tasks run at once: [`spawn`](TaskGroup::spawn) waits for one of them to finish.
+    /// Concurrency limit: at most `limit` tasks run at once. At the limit, [`spawn`](TaskGroup::spawn) waits.
     ///
     /// # Panics
     ///
@@ -143,9 +144,9 @@ impl<T: 'static> TaskGroup<T> {
         self
     }
 
-    /// Starts a task in the group, when the limit allows.
+    /// Starts a task in the group; at the limit, waits until another task has finished.
     ///
-    /// Cancelled while it waits, it starts nothing.
+    /// If this future is dropped while it waits, no task is started.
     ///
     /// # Panics
     ///
@@ -166,7 +167,8 @@ impl<T: 'static> TaskGroup<T> {
         }
     }
 
-    /// Starts a task in the group at once, whatever the limit. For groups without one, and where nothing can be awaited.
+    /// Starts a task in the group at once and ignores the limit. For groups without a limit, and for code that cannot
+    /// await.
     ///
     /// # Panics
     ///
@@ -187,17 +189,17 @@ impl<T: 'static> TaskGroup<T> {
         entry.insert(Some(task));
     }
 
-    /// How many tasks still run, or are cancelled and not dropped yet.
+    /// Number of tasks that still run, or are cancelled and not dropped yet.
     pub fn running(&self) -> usize {
         self.tasks.len() - self.finished.results.borrow().len()
     }
 
-    /// Cancels the tasks that still run, and waits until their futures are dropped. What has finished can still be
-    /// taken, and the group can be used again.
+    /// Cancels the tasks that still run, and waits until their futures are dropped. Results of finished tasks can still
+    /// be taken, and the group can be used again.
     ///
-    /// If the future is dropped while it waits, the tasks are cancelled all the same.
+    /// If this future is dropped while it waits, the tasks are still cancelled.
     pub async fn cancel(&mut self) {
-        // The first poll is what cancels: all of them first, so that they end at the same time.
+        // The first poll cancels a task. All tasks are polled first, so that they end at the same time.
         let mut running = Vec::new();
         for task in self.tasks.iter_mut().filter_map(|(_, task)| task.take()) {
             let mut cancelled = Box::pin(task.cancel());
@@ -210,7 +212,7 @@ impl<T: 'static> TaskGroup<T> {
         }
     }
 
-    /// Takes the next end of a task that was not cancelled.
+    /// Takes the next result of a task that was not cancelled.
     fn take_end(&mut self) -> Option<End<T>> {
         loop {
             let (key, end) = self.finished.results.borrow_mut().pop_front()?;

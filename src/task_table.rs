@@ -1,9 +1,9 @@
-//! The task table: what is known of each task of a loop, when somebody asked for it.
+//! The task table: information about each task of a loop, if the program has asked for it.
 //!
 //! The table is off until [`task_table`](crate::task_table()) or [`on_slow_poll`](crate::on_slow_poll) is called on its
-//! loop. Until then a task is spawned bare, and costs nothing more. From then on each new task is wrapped in a
-//! [`Watched`], which notes in the table what it does. The notes are atomic, so that another thread can read them while
-//! a task blocks the loop.
+//! loop. Until then, tasks have no extra cost. From then on each new task is wrapped in a [`Watched`], which records in
+//! the table what the task does. The records are atomic, so that another thread can read them while a task blocks the
+//! loop.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -26,7 +26,7 @@ use crate::report::{Report, Traffic, lock};
 /// The threshold of asyncio's debug mode (`loop.slow_callback_duration`): 100 ms.
 pub const SLOW_POLL: Duration = Duration::from_millis(100);
 
-/// A loop's task table. A handle: clones show the same table, from any thread, also while a task blocks the loop.
+/// A loop's task table. Clones show the same table. It can be read from any thread, also while a task blocks the loop.
 #[derive(Clone)]
 pub struct TaskTable {
     shared: Arc<Shared>,
@@ -38,38 +38,38 @@ struct Shared {
     servers: Servers,
 }
 
-/// What the table knew of a task at one moment.
+/// Information about a task at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TaskInfo {
-    /// A number that no other task of this loop has. The main future is 0.
+    /// A number that is unique in this loop. The main future has 0.
     pub id: u64,
-    /// The name that it was spawned with; `main` and `connection` are tinyloop's own.
+    /// The name that the task was spawned with. tinyloop itself uses `main` and `connection`.
     pub name: Option<Cow<'static, str>>,
-    /// Where it was spawned.
+    /// The place in the source where the task was spawned.
     pub place: &'static Location<'static>,
-    /// What it does at this moment.
+    /// The state of the task at this moment.
     pub state: TaskState,
-    /// How long ago it was spawned.
+    /// Time since the task was spawned.
     pub age: Duration,
-    /// How often it was polled.
+    /// Number of polls of the task.
     pub polls: u64,
-    /// How long its polls took together, the running one too.
+    /// Total time of all polls, including the running poll.
     pub busy: Duration,
-    /// How long its longest poll took, or takes so far.
+    /// Duration of the longest poll. A running poll counts with its time so far.
     pub longest_poll: Duration,
-    /// For a connection's task: what it serves.
+    /// The connection, if this is a connection's task.
     pub connection: Option<ConnectionInfo>,
 }
 
-/// What a task does.
+/// The state of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskState {
-    /// It is being polled.
+    /// The task is being polled.
     Running,
-    /// It was woken and has not been polled since.
+    /// The task was woken and has not been polled since.
     Ready,
-    /// It waits to be woken.
+    /// The task waits for a wake.
     Waiting,
 }
 
@@ -77,21 +77,21 @@ pub enum TaskState {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ConnectionInfo {
-    /// From where, as [`Address`](crate::Address) displays it.
+    /// The peer's address, as [`Address`](crate::Address) displays it.
     pub peer_addr: String,
-    /// How many bytes were read, as of the last poll.
+    /// Number of bytes read, at the end of the last poll.
     pub bytes_in: u64,
-    /// How many bytes were written, as of the last poll.
+    /// Number of bytes written, at the end of the last poll.
     pub bytes_out: u64,
 }
 
-/// A poll that took long. Displays as a line for a log.
+/// A poll that took too long. Displays as a line for a log.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SlowPoll {
     /// The task, as it was after the poll.
     pub task: TaskInfo,
-    /// How long the poll took.
+    /// The duration of the poll.
     pub duration: Duration,
 }
 
@@ -131,7 +131,7 @@ impl TaskTable {
         }
     }
 
-    /// The tasks at this moment, longest poll first.
+    /// The tasks at this moment. The task with the longest poll comes first.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         let entries: Vec<Arc<Entry>> = lock(&self.shared.entries)
             .iter()
@@ -142,7 +142,7 @@ impl TaskTable {
         tasks
     }
 
-    /// The counters so far of the loop's servers that were started since the table is on, with their addresses.
+    /// The counters of the servers that were started after the table was turned on, with the servers' addresses.
     pub fn servers(&self) -> Vec<(String, Report)> {
         self.shared.servers.reports()
     }
@@ -159,7 +159,7 @@ impl TaskTable {
         })
     }
 
-    /// Enters a task.
+    /// Adds a task.
     pub(crate) fn show(&self, entry: Arc<Entry>) -> Line {
         Line {
             key: lock(&self.shared.entries).insert(entry),
@@ -180,7 +180,7 @@ impl fmt::Debug for TaskTable {
     }
 }
 
-/// What a task is spawned with, for the table.
+/// Information about a task that is spawned, for the table.
 pub(crate) struct Label {
     pub(crate) name: Option<Cow<'static, str>>,
     pub(crate) place: &'static Location<'static>,
@@ -192,7 +192,7 @@ pub(crate) struct ConnectionLabel {
     pub(crate) traffic: ReadTraffic,
 }
 
-/// Reads a connection's traffic, while it is there.
+/// Reads a connection's traffic, while the connection exists.
 type ReadTraffic = Box<dyn Fn() -> Option<Traffic>>;
 
 impl Label {
@@ -205,19 +205,19 @@ impl Label {
     }
 }
 
-/// What is known of a task.
+/// Information about a task.
 pub(crate) struct Entry {
     id: u64,
     name: Option<Cow<'static, str>>,
     place: &'static Location<'static>,
     spawned: Instant,
-    /// One of the four below.
+    /// One of the four constants below.
     state: AtomicU8,
     polls: AtomicU64,
-    /// Of the polls that have ended.
+    /// Total time of the polls that have ended.
     busy_nanos: AtomicU64,
     longest_nanos: AtomicU64,
-    /// When the running poll began, after `spawned`.
+    /// The beginning of the running poll, counted from `spawned`.
     poll_start_nanos: AtomicU64,
     peer_addr: Option<String>,
     bytes_in: AtomicU64,
@@ -249,7 +249,7 @@ impl Entry {
         })
     }
 
-    /// Of a main future that was started at `place`.
+    /// The entry of a main future that was started at `place`.
     pub(crate) fn of_main(place: &'static Location<'static>) -> Arc<Entry> {
         let mut label = Label {
             name: Some("main".into()),
@@ -268,7 +268,7 @@ impl Entry {
         self.state.store(RUNNING, Ordering::Release);
     }
 
-    /// Returns how long the poll took.
+    /// Returns the duration of the poll.
     pub(crate) fn end_poll(&self) -> Duration {
         let nanos = self.nanos_now() - self.poll_start_nanos.load(Ordering::Relaxed);
         self.polls.fetch_add(1, Ordering::Relaxed);
@@ -290,7 +290,7 @@ impl Entry {
                 .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
         };
-        // If neither holds, it was woken before.
+        // If both fail, the task was already woken.
         let _ = change(WAITING, READY) || change(RUNNING, RUNNING_WOKEN);
     }
 
@@ -329,7 +329,7 @@ impl Entry {
     }
 }
 
-/// A task's presence in the table, until this is dropped.
+/// A task's row in the table. Dropping it removes the row.
 pub(crate) struct Line {
     table: TaskTable,
     key: usize,
@@ -342,7 +342,7 @@ impl Drop for Line {
 }
 
 pin_project! {
-    /// A task that is in the table, from its spawn until its future is dropped.
+    /// A task with a row in the table, from its spawn until its future is dropped.
     pub(crate) struct Watched<F> {
         #[pin]
         future: F,
@@ -352,7 +352,7 @@ pin_project! {
 
 struct Watch {
     entry: Arc<Entry>,
-    /// Held for its drop.
+    /// Kept only for its drop.
     _line: Line,
     traffic: Option<ReadTraffic>,
     slow_polls: Rc<SlowPolls>,
@@ -386,7 +386,7 @@ impl<F: Future> Future for Watched<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         this.watch.entry.begin_poll();
-        // Ends the poll in a panic, too.
+        // Ends the poll even after a panic.
         let _poll = PollInProgress(this.watch);
         this.future.poll(cx)
     }
@@ -412,7 +412,7 @@ impl Drop for PollInProgress<'_> {
 
 type Watcher = Box<dyn FnMut(&SlowPoll)>;
 
-/// Whom to tell of slow polls.
+/// The callback for slow polls.
 #[derive(Default)]
 pub(crate) struct SlowPolls {
     watcher: RefCell<Option<(Duration, Watcher)>>,
@@ -424,7 +424,7 @@ impl SlowPolls {
     }
 
     pub(crate) fn check(&self, entry: &Entry, duration: Duration) {
-        // Out of its place while it is called: it may set another, or be what is slow.
+        // Taken out while it is called: it may set another callback, or be slow itself.
         let Some((threshold, mut report)) = self.watcher.take() else {
             return;
         };
@@ -432,7 +432,8 @@ impl SlowPolls {
             let task = entry.info();
             report(&SlowPoll { task, duration });
         };
-        // Its panic is not the task's. async-task would end the task, or the process if the task has panicked, too.
+        // A panic of the callback is not a panic of the task. async-task would end the task, or the process if the task
+        // has panicked, too.
         let is_sound = duration < threshold || panic::catch_unwind(AssertUnwindSafe(call)).is_ok();
         if is_sound && self.watcher.borrow().is_none() {
             self.watcher.replace(Some((threshold, report)));

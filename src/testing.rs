@@ -34,9 +34,11 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::address::Address;
 use crate::connection::Connection;
 use crate::connection::connect;
 use crate::connection::pipe::Pipe;
+use crate::executor;
 use crate::server::{Queue, QueueEnd, Server};
 use crate::time::Timers;
 
@@ -59,11 +61,17 @@ pub fn pipe_over(wire: Wire, faults: Faults) -> (Connection, Connection) {
 
 /// A server in memory, and what connects to it.
 pub fn server() -> (Server, Connector) {
-    let queue = Rc::new(Queue::default());
-    (
-        Server::from_queue(QueueEnd(queue.clone())),
-        Connector { queue },
-    )
+    let (server, [connector]) = server_on();
+    (server, connector)
+}
+
+/// A server in memory that has `N` listeners, and what connects to each.
+pub fn server_on<const N: usize>() -> (Server, [Connector; N]) {
+    let connectors = [(); N].map(|()| Connector {
+        queue: Rc::default(),
+    });
+    let ends = connectors.iter().map(|to| QueueEnd(to.queue.clone()));
+    (Server::from_queues(ends.collect()), connectors)
 }
 
 /// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now on:
@@ -113,7 +121,23 @@ impl Connector {
     ///
     /// The same.
     pub fn connect_over(&self, wire: Wire, faults: Faults) -> io::Result<Connection> {
-        let (end, peer) = Pipe::pair(wire, faults);
+        self.connect_from(Address::Unknown, wire, faults)
+    }
+
+    /// Like [`connect_over`](Connector::connect_over), from an address: the server's end has it as its
+    /// [`peer_addr`](Connection::peer_addr). Otherwise that is [`Address::Unknown`].
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn connect_from(
+        &self,
+        from: Address,
+        wire: Wire,
+        faults: Faults,
+    ) -> io::Result<Connection> {
+        let (mut end, peer) = Pipe::pair(wire, faults);
+        end.set_peer_addr(from);
         self.queue.push(end)?;
         Ok(Connection::in_memory(peer, Rc::default()))
     }
@@ -153,6 +177,22 @@ impl fmt::Debug for Connector {
 /// Outside a running event loop.
 pub fn advance(duration: Duration) {
     Timers::current_for("testing::advance").advance(duration);
+}
+
+/// How many tasks the running loop has. The main future is one, and a task that was cancelled is one until its next turn.
+///
+/// With this and [`timers`] a test can tell whether a handler leaves something behind.
+pub fn tasks() -> usize {
+    executor::tasks()
+}
+
+/// How many timers somebody waits for in the running loop.
+///
+/// # Panics
+///
+/// Outside a running event loop.
+pub fn timers() -> usize {
+    Timers::current_for("testing::timers").waiting()
 }
 
 /// A listener and its connections without a server: the system calls alone, for the test that compares them with Linux's.

@@ -1,7 +1,7 @@
 //! Time: `sleep`, `interval` and `timeout`, on the loop's own timers and clock.
 //!
-//! Every smol `Timer` that is set writes to an eventfd. Here a timer is an entry in an ordered map, so that setting
-//! or cancelling one makes no system call; the event loop keeps a single smol timer for the earliest of them.
+//! Each smol `Timer` that is set writes to an eventfd. Here a timer is an entry in an ordered map, so no system call is
+//! needed to set or cancel it. The event loop keeps a single smol timer for the earliest entry.
 
 pub(crate) mod interval;
 
@@ -21,28 +21,30 @@ use futures_lite::FutureExt;
 
 /// Waits for `duration`.
 ///
-/// The timer fires at the first turn of the loop after its deadline, never before it. The future is ready at once if the
-/// deadline is over, and never if the deadline is more than a century away. Dropping the future cancels the timer.
+/// The timer fires at the first turn of the loop after its deadline, never before the deadline. If the deadline is
+/// over, the future is ready at once. If the deadline is more than a century away, the timer never fires. Dropping the
+/// future cancels the timer.
 ///
-/// The future may be awaited in a later run of the loop, and in another loop: the timer goes on there.
+/// The future may be awaited in a later run of the loop, or in another loop: the timer then continues there.
 ///
 /// # Panics
 ///
 /// Outside a running event loop. A destructor may call it while its loop is dropped: see [`run`](crate::run).
 ///
-/// The future panics when it is awaited where no loop runs, and so nothing would end it: in `smol::block_on` after the
-/// end of the loop, for example. It also panics when it is awaited in another loop and one of the two has a test clock.
+/// The future panics when it is awaited where no loop runs, because nothing would fire it: for example in
+/// `smol::block_on` after the end of the loop. It also panics when it is awaited in another loop and one of the two has
+/// a test clock.
 pub fn sleep(duration: Duration) -> Sleep {
     let timers = Timers::current_for("sleep");
     let deadline = later(timers.now(), duration);
     Sleep::new(timers, deadline)
 }
 
-/// Waits until `deadline`, on the clock that [`now`] reads. Otherwise the future is that of [`sleep`].
+/// Waits until `deadline`, on the clock that [`now`] reads. Otherwise like [`sleep`].
 ///
 /// # Panics
 ///
-/// Outside a running event loop. The future panics as that of [`sleep`] does.
+/// Outside a running event loop. The future panics in the same cases as that of [`sleep`].
 pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep::new(Timers::current_for("sleep_until"), deadline)
 }
@@ -56,13 +58,14 @@ pub fn now() -> Instant {
     Timers::current_for("now").now()
 }
 
-/// Gives `future` at most `duration`; after that it is dropped and the result is [`TimedOut`].
+/// Runs `future` for at most `duration`. After that, `future` is dropped and the result is [`TimedOut`].
 ///
-/// The time starts with this call. A future that is ready at the same moment as its timeout wins.
+/// The time starts with this call. If the future and the timeout are ready at the same moment, the future's result
+/// counts.
 ///
 /// # Panics
 ///
-/// Outside a running event loop. The returned future panics as that of [`sleep`] does.
+/// Outside a running event loop. The returned future panics in the same cases as that of [`sleep`].
 pub fn timeout<T>(
     duration: Duration,
     future: impl Future<Output = T>,
@@ -78,7 +81,7 @@ pub fn timeout<T>(
     }
 }
 
-/// The error of [`timeout`]: the time was over first. Converts into an [`io::Error`] of the kind `TimedOut`.
+/// The error of [`timeout`]: the future took too long. Converts into an [`io::Error`] of the kind `TimedOut`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimedOut;
 
@@ -99,12 +102,12 @@ impl From<TimedOut> for io::Error {
 /// The future of [`sleep`] and [`sleep_until`].
 #[must_use = "futures do nothing unless they are awaited"]
 pub struct Sleep {
-    /// Those of the loop in which it was made or awaited last.
+    /// The timers of the loop in which this sleep was created or last awaited.
     timers: Rc<Timers>,
     deadline: Instant,
-    /// Tells timers with the same deadline apart; given out at the first poll that has to wait.
+    /// Distinguishes timers with the same deadline. Assigned at the first poll that has to wait.
     id: u64,
-    /// The waker that stands in the map for this timer, so that another poll by the same task need not look there.
+    /// A copy of the waker in the map, so that another poll by the same task need not search the map.
     waker: Option<Waker>,
 }
 
@@ -129,7 +132,7 @@ impl Sleep {
         self.deadline = deadline;
     }
 
-    /// Goes on in the loop that runs now, since that of its timers does not.
+    /// Moves the timer to the loop that runs now, if its own loop does not run.
     fn move_to_running_loop(&mut self) {
         let running = Timers::current().filter(|timers| timers.is_running());
         let Some(running) = running else {
@@ -144,7 +147,7 @@ impl Sleep {
         self.timers = running;
     }
 
-    /// Ends this sleep, and has the task that waits for it look anew.
+    /// Ends this sleep early, so that the waiting task checks its condition again.
     pub(crate) fn wake(self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
@@ -154,7 +157,7 @@ impl Sleep {
     fn cancel(&mut self) {
         if self.waker.take().is_some() {
             let key = (self.deadline, self.id);
-            // Dropped after the borrow, since dropping a task's last waker may run code of anybody's.
+            // Dropped after the borrow, because dropping a task's last waker may run a destructor of any kind.
             let waker = self.timers.waiting.borrow_mut().remove(&key);
             drop(waker);
         }
@@ -165,7 +168,7 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // One loop runs on a thread at a time, and neither a sleep nor its timers leave their thread.
+        // Only one loop runs on a thread at a time, and a sleep and its timers stay on their thread.
         if !self.timers.is_running() {
             self.move_to_running_loop();
         }
@@ -204,11 +207,11 @@ impl fmt::Debug for Sleep {
     }
 }
 
-/// A deadline that is further away than this never comes: a century. A test clock that jumped there would soon be where
-/// instants end.
+/// A century: a deadline that is further away never comes. If a test clock jumped there, it would soon reach the last
+/// possible instant.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// `instant + duration`, or the last instant that there is.
+/// `instant + duration`, or the last possible instant.
 pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
     if let Some(later) = instant.checked_add(duration) {
         return later;
@@ -227,16 +230,16 @@ pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
 pub(crate) struct Timers {
     clock: Clock,
     is_running: Cell<bool>,
-    /// The clock as the loop last read it: good enough for timestamps, and free.
+    /// The time when the loop last read the clock. It is exact enough for timestamps and costs no call.
     recent: Cell<Instant>,
-    /// The timers somebody waits for, earliest first, with whom to wake.
+    /// The timers for which a task waits, earliest first, with the tasks' wakers.
     waiting: RefCell<BTreeMap<(Instant, u64), Waker>>,
     last_id: Cell<u64>,
-    /// How many threads a test clock waits for.
+    /// Number of threads that a test clock waits for.
     holds: Cell<usize>,
 }
 
-/// Keeps a test clock from jumping.
+/// While it exists, a test clock does not jump.
 pub(crate) struct Hold(Rc<Timers>);
 
 impl Drop for Hold {
@@ -245,16 +248,16 @@ impl Drop for Hold {
     }
 }
 
-/// Where a loop's time comes from.
+/// The source of a loop's time.
 enum Clock {
     System,
-    /// Stands still, and jumps to the next deadline when no task can run.
+    /// Stands still while a task can run, and then jumps to the next deadline.
     #[cfg(feature = "testing")]
     Test(Cell<Instant>),
 }
 
 thread_local! {
-    /// The timers of the thread's current loop. Without a destructor, so that it is there to the very end of the thread,
+    /// The timers of the thread's current loop. The slot has no destructor, so it exists to the very end of the thread,
     /// where the destructor of another thread-local may drop a loop. It is empty by then.
     static CURRENT: ManuallyDrop<RefCell<Option<Rc<Timers>>>> =
         const { ManuallyDrop::new(RefCell::new(None)) };
@@ -298,14 +301,14 @@ impl Timers {
         }
     }
 
-    /// Keeps the running loop's clock from jumping, if it is a test clock.
+    /// Stops the running loop's clock from jumping, if it is a test clock.
     pub(crate) fn hold_test_clock() -> Option<Hold> {
         let timers = Timers::current().filter(|timers| timers.is_for_tests())?;
         timers.holds.set(timers.holds.get() + 1);
         Some(Hold(timers))
     }
 
-    /// Whether their loop runs, and so fires them.
+    /// Whether the loop of these timers runs, so that they fire.
     pub(crate) fn is_running(&self) -> bool {
         self.is_running.get()
     }
@@ -319,7 +322,7 @@ impl Timers {
         self.is_running.set(is_running);
     }
 
-    /// Wakes all who wait, since nobody fires these timers any more.
+    /// Wakes all waiting tasks, because nothing fires these timers any more.
     pub(crate) fn end(&self) {
         let waiting = mem::take(&mut *self.waiting.borrow_mut());
         waiting.into_values().for_each(Waker::wake);
@@ -337,7 +340,7 @@ impl Timers {
         self.recent.get()
     }
 
-    /// Tells the time to all who ask [`Timers::recent`] after this: the loop has just read the system's clock.
+    /// Stores the time for [`Timers::recent`]: the loop has just read the system's clock.
     pub(crate) fn set_recent(&self, system_now: Instant) {
         match &self.clock {
             Clock::System => self.recent.set(system_now),
@@ -371,12 +374,12 @@ impl Timers {
         (entry.key().0 <= now).then(|| entry.remove())
     }
 
-    /// Whether this is a test clock. Then nothing may depend on real time, or a seed would not replay.
+    /// Whether this is a test clock. Then nothing may depend on real time, so that a seed gives the same run again.
     pub(crate) fn is_for_tests(&self) -> bool {
         !matches!(self.clock, Clock::System)
     }
 
-    /// Lets a test clock jump to the next deadline. Returns whether it did: never for the system's clock.
+    /// Lets a test clock jump to the next deadline. Returns whether it jumped. The system's clock never jumps.
     pub(crate) fn jump(&self) -> bool {
         match &self.clock {
             Clock::System => false,
@@ -389,12 +392,17 @@ impl Timers {
         }
     }
 
-    /// Lets a test clock go on in the middle of a turn.
+    /// Lets a test clock advance in the middle of a turn.
     #[cfg(feature = "testing")]
     pub(crate) fn advance(&self, duration: Duration) {
         if let Clock::Test(now) = &self.clock {
             now.set(later(now.get(), duration));
         }
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.borrow().len()
     }
 
     fn new_id(&self) -> u64 {
@@ -404,7 +412,7 @@ impl Timers {
     }
 }
 
-/// The running loop's clock, or the system's outside a loop.
+/// The time on the running loop's clock, or on the system's clock outside a loop.
 pub(crate) fn now_or_system() -> Instant {
     CURRENT.with(|current| {
         let current = current.borrow();

@@ -1,4 +1,4 @@
-//! Step 4 of docs/tutorial.md: the same with a `Server`, which adds limits, a policy for errors, and an orderly end.
+//! Step 4 of docs/tutorial.md: the same with a `Server`, which adds limits, error handling and a graceful shutdown.
 
 use std::env;
 use std::io;

@@ -1,4 +1,4 @@
-//! Step 5 of docs/tutorial.md: a tool of one's own, a key-value store that is spoken to in lines.
+//! Step 5 of docs/tutorial.md: a key-value store with a protocol of text lines.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use futures_lite::io::BufReader;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tinyloop::{Connection, Server, signal};
 
-/// The longest line in bytes, and the most keys: together they bound the memory that the store may take.
+/// The longest line in bytes, and the most keys. Together they limit the memory of the store.
 const LINE_MAX: u64 = 1024;
 const KEYS_MAX: usize = 10_000;
 
@@ -40,7 +40,7 @@ async fn serve() -> io::Result<()> {
     Ok(())
 }
 
-/// Answers line by line, until the peer has closed. A line that is too long or no text ends the connection.
+/// Answers each line until the peer closes. A line that is too long or not valid UTF-8 ends the connection.
 async fn talk(connection: Connection, store: &RefCell<Store>) -> io::Result<()> {
     let (mut input, mut output) = (BufReader::new(&connection), &connection);
     let mut line = String::new();

@@ -13,22 +13,22 @@ use super::values::{
     when_full,
 };
 
-/// What stands before each chunk of a reply, if nothing else was chosen.
+/// The text before each chunk of a reply, unless the option sets another.
 const PREFIX: &str = "Got: ";
 
-/// How much of a word stands in an error, in characters.
+/// The longest part of a word that an error line shows, in characters.
 const WORD_MAX: usize = 60;
 
-/// An echo server: it answers every chunk that it receives with a prefix and the chunk.
+/// An echo server. It answers each chunk of bytes that it receives with a prefix and the chunk.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(help_triggers("-h", "--help"))]
 pub(crate) struct Options {
-    /// where to listen: PORT (loopback), :PORT (all interfaces), IP:PORT, NAME:PORT or unix:PATH; repeatable (default
-    /// 25000)
+    /// address to listen on: PORT (loopback), :PORT (all interfaces), IP:PORT, NAME:PORT or unix:PATH; repeatable
+    /// (default 25000)
     #[argh(option, short = 'l', arg_name = "addr")]
     pub(crate) listen: Vec<Endpoint>,
 
-    /// what stands before each chunk of a reply, up to 1,024 bytes (default "Got: ")
+    /// text before each chunk, up to 1,024 bytes (default "Got: ")
     #[argh(
         option,
         short = 'p',
@@ -37,57 +37,58 @@ pub(crate) struct Options {
     )]
     pub(crate) prefix: String,
 
-    /// how connections are served: async (default), threaded or sequential
+    /// server model: async (default), threaded or sequential
     #[argh(option, short = 'm', default = "Model::Async", from_str_fn(model))]
     pub(crate) model: Model,
 
-    /// where the prefix goes: before each chunk (default) or each line
+    /// unit that gets a prefix: chunk (default) or line
     #[argh(option, default = "Framing::Chunk", from_str_fn(framing))]
     pub(crate) framing: Framing,
 
-    /// how many connections may be open (default: the limit of descriptors less 32, at most 10,000)
+    /// maximum number of open connections (default: file descriptor limit minus 32, at most 10,000)
     #[argh(option, arg_name = "n", from_str_fn(connections))]
     pub(crate) max_connections: Option<usize>,
 
-    /// what happens to more: wait (default) or reject
+    /// connections over the limit: wait (default) or reject
     #[argh(option, from_str_fn(when_full))]
     pub(crate) when_full: Option<WhenFull>,
 
-    /// end connections without traffic for so long (default: never)
+    /// idle seconds before a connection is closed (default: never)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) idle_timeout: Option<Duration>,
 
-    /// end connections whose peer has not read for so long (default 60)
+    /// seconds that a client may leave data unread before its connection is closed (default 60)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) stall_timeout: Option<Duration>,
 
-    /// how long to accept still after SIGINT or SIGTERM, while the monitor's /health says 503 (default 0); then the drain
-    /// begins
+    /// seconds to accept connections after SIGINT or SIGTERM while /health of the monitor says 503 (default 0); the
+    /// graceful shutdown follows
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) lame_duck: Option<Duration>,
 
-    /// how long open connections may go on after SIGINT or SIGTERM (default 5); a second signal ends them at once
+    /// seconds for a graceful shutdown after SIGINT or SIGTERM (default 5); a second signal exits at once
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
 
-    /// take the client's address from a PROXY header (v1 or v2), which every connection has to begin with
+    /// take the client's address from the PROXY header (v1 or v2) that must begin every connection
     #[argh(switch)]
     pub(crate) proxy_protocol: bool,
 
-    /// serve the task table and the counters there, for nc and Prometheus: PORT (127.0.0.1), IP:PORT or [IP6]:PORT
+    /// address of the monitor (tasks, counters) for nc, browsers and Prometheus: PORT (127.0.0.1), IP:PORT or
+    /// [IP6]:PORT
     #[argh(option, arg_name = "addr", from_str_fn(monitor))]
     pub(crate) monitor: Option<SocketAddr>,
 
-    /// misbehave on purpose, for tests of clients: KIND=VALUE[@SHARE], such as delay=100ms or reset-after=5000@5%;
+    /// misbehave on purpose, to test clients: KIND=VALUE[@SHARE], such as delay=100ms or reset-after=5000@5%;
     /// repeatable (all kinds: man tinyloop)
     #[argh(option)]
     pub(crate) fault: Vec<Fault>,
 
-    /// what the faults are drawn from: the same number brings the same faults (default: drawn and printed)
+    /// number that decides the faults: the same number gives the same faults (default: random, and printed)
     #[argh(option, arg_name = "n", from_str_fn(seed))]
     pub(crate) seed: Option<u64>,
 
-    /// what the lines on stdout are: text (default) or json, with an object for each event
+    /// format of stdout: text (default) or json (one object a line)
     #[argh(option, from_str_fn(log_format))]
     pub(crate) log: Option<LogFormat>,
 
@@ -95,7 +96,7 @@ pub(crate) struct Options {
     #[argh(switch)]
     pub(crate) timestamps: bool,
 
-    /// print no line for each connection
+    /// do not print a line for each connection
     #[argh(switch, short = 'q')]
     pub(crate) quiet: bool,
 
@@ -104,17 +105,17 @@ pub(crate) struct Options {
     pub(crate) version: bool,
 }
 
-/// What to print instead of serving.
+/// Text to print instead of serving.
 #[derive(Debug)]
 pub(crate) enum Early {
-    /// To stdout: it was asked for.
+    /// For stdout: the user asked for it.
     Answer(String),
-    /// To stderr: one line on what is wrong with the command line.
+    /// For stderr: one line about a mistake on the command line.
     Usage(String),
 }
 
 impl Options {
-    /// Reads the arguments behind the program's name.
+    /// Reads the arguments after the program's name.
     pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Options, Early> {
         let args = args
             .map(|arg| {
@@ -137,7 +138,7 @@ impl Options {
         }
         options.check_model()?;
         if options.seed.is_some() && options.fault.is_empty() {
-            return Err(Early::Usage("--seed goes with --fault only".to_owned()));
+            return Err(Early::Usage("--seed works only with --fault".to_owned()));
         }
         if options.listen.is_empty() {
             options.listen.push(Endpoint::Loopback(25000));
@@ -167,14 +168,14 @@ impl Options {
         ];
         match for_async.iter().find(|(_, given)| *given) {
             Some((option, _)) if self.model != Model::Async => Err(Early::Usage(format!(
-                "{option} goes with --model async only"
+                "{option} works only with --model async"
             ))),
             _ => Ok(()),
         }
     }
 }
 
-/// Splits `--key=value` in two, as argh expects it. A value that looks like that is left alone.
+/// Splits `--key=value` in two, as argh expects it. An option's value that contains `=` is not split.
 fn split_values(args: Vec<String>) -> Vec<String> {
     let info = Options::get_args_info();
     let takes_value = |arg: &str| {
@@ -200,7 +201,7 @@ fn split_values(args: Vec<String>) -> Vec<String> {
     split
 }
 
-/// Says what argh says in one line, without what is long in it, and with a guess at what was meant.
+/// Puts argh's message on one line, shortens its long words and adds a guess at the option that the user meant.
 fn on_one_line(text: &str) -> String {
     let words: Vec<String> = text.split_whitespace().map(shortened).collect();
     let line = words.join(" ");
@@ -211,7 +212,7 @@ fn on_one_line(text: &str) -> String {
     }
 }
 
-/// A word, or its beginning if it is long.
+/// The word, or its beginning if it is long.
 fn shortened(word: &str) -> String {
     match word.char_indices().nth(WORD_MAX) {
         Some((end, _)) => format!("{}…", &word[..end]),
@@ -219,7 +220,7 @@ fn shortened(word: &str) -> String {
     }
 }
 
-/// The option that is most like a word that is none.
+/// The option that is most like an unknown word.
 fn meant(word: &str) -> Option<&'static str> {
     let word = word.split('=').next().unwrap_or_default();
     let likeness = |option: &str| strsim::jaro_winkler(word, option);
@@ -268,7 +269,7 @@ mod tests {
     fn wrong_usage_says_what_is_accepted() {
         assert!(usage_error(&["--model", "forked"]).contains("async or threaded or sequential"));
         assert!(usage_error(&["--framing", "word"]).contains("chunk or line"));
-        assert!(usage_error(&["--max-connections", "0"]).contains("from 1 on"));
+        assert!(usage_error(&["--max-connections", "0"]).contains("of 1 or more"));
         assert!(usage_error(&["--when-full", "no"]).contains("wait or reject"));
         assert!(usage_error(&["--prefix", &"p".repeat(1025)]).contains("at most 1024 bytes"));
         for seconds in [
@@ -307,7 +308,7 @@ mod tests {
         ] {
             let option = option.replace("-lunix:/x", "--listen=unix:/x");
             assert!(
-                usage_error(&["--model=sequential", &option]).contains("--model async only"),
+                usage_error(&["--model=sequential", &option]).contains("only with --model async"),
                 "{option}"
             );
             assert!(parse(&[option.as_str()]).is_ok(), "{option}");

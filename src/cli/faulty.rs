@@ -9,20 +9,21 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use tinyloop::faults::{Drawn, Fault, Faulty, Plan};
 use tinyloop::{Connection, Framer, Framing};
 
-/// The plan of the program's options, if it is to misbehave. Draws a seed if none was given, short enough to be typed.
+/// The plan from the program's options, if they contain faults. Without a seed, draws a seed that is short enough to
+/// type.
 pub(crate) fn plan(faults: Vec<Fault>, seed: Option<u64>) -> Option<Plan> {
     let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     (!faults.is_empty()).then(|| Plan::new(seed, faults))
 }
 
-/// What befalls the connections of a server: drawn in the order in which they are accepted.
+/// The faults of a server's connections, drawn in the order in which they are accepted.
 #[derive(Clone)]
 pub(crate) struct Fates(Rc<RefCell<Drawing>>);
 
 struct Drawing {
     plan: Plan,
     accepted: u64,
-    /// Of the connections whose handler has not started, by their id.
+    /// The draws of connections whose handler has not started, by connection id.
     drawn: HashMap<u64, Drawn>,
 }
 
@@ -35,7 +36,7 @@ impl Fates {
         })))
     }
 
-    /// Draws for a connection that was just accepted. Returns what its line says.
+    /// Draws the faults of a connection that was just accepted. Returns their text for the connection's line.
     pub(crate) fn draw(&self, id: u64) -> String {
         let mut drawing = self.0.borrow_mut();
         drawing.accepted += 1;
@@ -45,14 +46,14 @@ impl Fates {
         line
     }
 
-    /// A connection with what was drawn for it.
+    /// Adds the drawn faults to a connection.
     fn befall(&self, connection: Connection) -> Faulty<Connection> {
         let drawn = self.0.borrow_mut().drawn.remove(&connection.id());
         let drawn = drawn.expect("a connection is told of before its handler starts");
         Faulty::connection(connection, drawn)
     }
 
-    /// Echoes as [`tinyloop::echo_framed`] does, and misbehaves.
+    /// Echoes like [`tinyloop::echo_framed`], but with faults.
     pub(crate) async fn echo(
         self,
         connection: Connection,
@@ -67,7 +68,8 @@ impl Fates {
         loop {
             let received = connection.read(&mut chunk).await?;
             if received == 0 {
-                return connection.close().await;
+                connection.delay_close().await;
+                return Ok(());
             }
             reply.clear();
             framer.frame(&chunk[..received], &mut reply);

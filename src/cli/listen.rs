@@ -1,4 +1,4 @@
-//! From addresses on the command line to listeners, and what to advise when there are none to be had.
+//! From addresses on the command line to listeners, with advice for the user when an address cannot be used.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ pub(crate) fn listen(endpoints: &[Endpoint]) -> io::Result<Vec<Listener>> {
             let advice = match endpoint {
                 Endpoint::Unix(_) => advice_on_path(error.kind()),
                 Endpoint::Ip(addrs) => advice(addrs[0], "--listen", error.kind()),
-                // Of the addresses that a port or a name means, any.
+                // Any one of the addresses that the port or name stands for.
                 _ => advice(([127, 0, 0, 1], 0).into(), "--listen", error.kind()),
             };
             with_advice(error, advice)
@@ -32,10 +32,10 @@ pub(crate) fn monitor(addr: SocketAddr) -> io::Result<Monitor> {
     })
 }
 
-/// What to do about an address that cannot be this machine's.
+/// Advice for an address that this machine does not have.
 const NOT_OURS: &str = "choose an address of this machine";
 
-/// What to do about an error of an IP address, which `option` has given.
+/// Advice for an error of the IP address that the user gave with `option`.
 fn advice(addr: SocketAddr, option: &str, error: io::ErrorKind) -> Option<String> {
     let advice = match (error, addr) {
         (io::ErrorKind::PermissionDenied, _) => "choose a port above 1023".to_owned(),
@@ -58,7 +58,7 @@ fn advice(addr: SocketAddr, option: &str, error: io::ErrorKind) -> Option<String
     Some(advice)
 }
 
-/// What to do about an error of a Unix socket's path.
+/// Advice for an error of a Unix socket's path.
 fn advice_on_path(error: io::ErrorKind) -> Option<String> {
     let advice = match error {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {

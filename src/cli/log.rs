@@ -1,4 +1,4 @@
-//! What the program tells while it serves: lines for people, or for programs one JSON object a line.
+//! The output of the running program: lines for people, or one JSON object a line for programs.
 
 use std::fmt::Display;
 use std::io;
@@ -10,13 +10,13 @@ use tinyloop::{Address, CloseReason, Event, Report, SlowPoll, WhenFull};
 use super::output::Output;
 use super::values::LogFormat;
 
-/// Where the lines go, and what they look like.
+/// The destination of the lines, and their format.
 ///
-/// As text, errors and the report go to stderr and the rest to stdout. As JSON, all goes to stdout.
+/// As text, errors and the report go to stderr, and all other lines to stdout. As JSON, all lines go to stdout.
 #[derive(Clone)]
 pub(crate) struct Log {
     pub(crate) format: LogFormat,
-    /// Put the time before each line of text. JSON has it always.
+    /// Put the time before each line of text. A line of JSON always has the time.
     pub(crate) timestamps: bool,
     pub(crate) output: Output,
     pub(crate) errors: Output,
@@ -26,7 +26,7 @@ pub(crate) struct Log {
 type Field = (&'static str, Value);
 
 impl Log {
-    /// Tells of an event of the server. `faults` says what befalls a connection from now on.
+    /// Reports an event of the server. `faults` names the faults of a new connection.
     pub(crate) fn event(&self, event: &Event<'_>, faults: Option<String>) {
         let is_news = matches!(
             event,
@@ -54,7 +54,7 @@ impl Log {
         self.output.flush(patience);
     }
 
-    /// Tells where the monitor is, or what the server's faults are.
+    /// Reports the address of the monitor, or the faults of the server.
     pub(crate) fn notice(&self, name: &'static str, prefix: &str, what: impl Display) {
         let text = || format!("{prefix} {what}");
         self.line(true, text, || {
@@ -110,26 +110,39 @@ impl Log {
         );
     }
 
+    /// Tells on stderr how many lines stdout has lost, if any: they came faster than they were written, or could not be.
+    pub(crate) fn lost_lines(&self) {
+        let lost = self.output.lost_lines();
+        if lost > 0 {
+            let time = if self.timestamps {
+                format!("{} ", now())
+            } else {
+                String::new()
+            };
+            self.errors
+                .line(format_args!("{time}lines of output lost: {lost}"));
+        }
+    }
+
     fn line(
         &self,
         is_news: bool,
         text: impl FnOnce() -> String,
         json: impl FnOnce() -> (&'static str, Vec<Field>),
     ) {
-        let time = || humantime::format_rfc3339_micros(SystemTime::now());
         if self.format == LogFormat::Json {
             let (name, fields) = json();
             let fields: String = fields
                 .iter()
                 .map(|(name, value)| format!(",\"{name}\":{value}"))
                 .collect();
-            let start = format_args!("{{\"time\":\"{}\",\"event\":\"{name}\"", time());
+            let start = format_args!("{{\"time\":\"{}\",\"event\":\"{name}\"", now());
             self.output.line(format_args!("{start}{fields}}}"));
             return;
         }
         let output = if is_news { &self.output } else { &self.errors };
         match self.timestamps {
-            true => output.line(format_args!("{} {}", time(), text())),
+            true => output.line(format_args!("{} {}", now(), text())),
             false => output.line(text()),
         }
     }
@@ -213,9 +226,14 @@ fn described(event: &Event<'_>) -> (&'static str, Vec<Field>) {
             ];
             ("draining", fields)
         }
-        // The library may learn of more.
+        // Later versions of the library may have more events.
         event => ("other", vec![("text", text(event))]),
     }
+}
+
+/// The time, as RFC 3339 in UTC.
+fn now() -> impl Display {
+    humantime::format_rfc3339_micros(SystemTime::now())
 }
 
 fn reason_name(reason: &CloseReason) -> &'static str {
@@ -230,17 +248,19 @@ fn reason_name(reason: &CloseReason) -> &'static str {
 }
 
 fn error_fields(error: &io::Error) -> [Field; 2] {
-    [
-        ("error_kind", format!("{:?}", error.kind()).into()),
-        ("error", text(error)),
-    ]
+    let kind = match format!("{:?}", error.kind()) {
+        // It is no name that a Rust program could use.
+        kind if kind == "Uncategorized" => "Other".to_owned(),
+        kind => kind,
+    };
+    [("error_kind", kind.into()), ("error", text(error))]
 }
 
 fn text(what: &impl Display) -> Value {
     what.to_string().into()
 }
 
-/// In microseconds' steps.
+/// Rounded to microseconds.
 fn seconds(duration: Duration) -> Value {
     (duration.as_micros() as f64 / 1e6).into()
 }
@@ -249,7 +269,7 @@ fn seconds(duration: Duration) -> Value {
 mod tests {
     use super::*;
 
-    /// The fields of each event in docs/log.md, with a `?` behind those that may be absent.
+    /// The fields of each event in docs/log.md, with a `?` after fields that may be absent.
     fn documented(event: &str) -> Vec<String> {
         let row = include_str!("../../docs/log.md")
             .lines()

@@ -1,7 +1,6 @@
-//! The two servers that the event loop is compared with, in std alone: one connection at a time, and a thread for each.
+//! The two simple servers for comparison, with std alone: one connection at a time, and a thread for each connection.
 //!
-//! They are as short as the tutorial's. What makes a server last (limits, timeouts, an orderly end) is the async
-//! model's.
+//! They are as short as those of the tutorial. Limits, timeouts and graceful shutdown exist only in the async model.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,21 +13,22 @@ use tinyloop::{Framer, Framing};
 use super::output::Output;
 use super::start_thread;
 
-/// How long to wait before the next try when no connection can be accepted, for example for lack of descriptors.
+/// Time until the next try if no connection can be accepted, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the connections share.
+/// The state that the connections share.
 #[derive(Clone)]
 pub(crate) struct Echo {
     pub(crate) prefix: Arc<[u8]>,
     pub(crate) framing: Framing,
-    /// Where to tell of connections.
+    /// The output for lines about connections.
     pub(crate) output: Option<Output>,
 }
 
-/// Serves a connection to its end before the next. With several listeners there is still only one at a time.
+/// Serves each connection to its end before the next one. With several listeners, there is still only one connection at
+/// a time.
 ///
-/// Begins when somebody else waits on the result, too.
+/// Begins when another thread waits on the result, too.
 pub(crate) fn serve_sequentially(
     listeners: Vec<TcpListener>,
     echo: Echo,
@@ -40,9 +40,9 @@ pub(crate) fn serve_sequentially(
     })
 }
 
-/// Serves each connection in a thread of its own.
+/// Serves each connection in its own thread.
 ///
-/// Begins when somebody else waits on the result, too. Fails if there is no thread for a connection beside those that
+/// Begins when another thread waits on the result, too. Fails if there is no thread for a connection besides those that
 /// accept.
 pub(crate) fn serve_in_threads(
     listeners: Vec<TcpListener>,
@@ -50,16 +50,16 @@ pub(crate) fn serve_in_threads(
 ) -> io::Result<Arc<Barrier>> {
     let begin = accept_in_threads(listeners, move |stream, peer_addr| {
         let echo = echo.clone();
-        // Without a thread for it, a connection is closed.
+        // If no thread can be started, the connection is closed.
         start_thread("connection", move || echo.serve(&stream, peer_addr)).ok();
     })?;
     start_thread("connection", || {})?.join().ok();
     Ok(begin)
 }
 
-/// Starts a thread for each listener, which accepts connections and calls `serve` for each.
+/// Starts a thread for each listener. It accepts connections and calls `serve` for each of them.
 ///
-/// They begin together, when somebody else waits on the result, too.
+/// The threads begin together, when another thread waits on the result, too.
 fn accept_in_threads(
     listeners: Vec<TcpListener>,
     serve: impl Fn(TcpStream, SocketAddr) + Clone + Send + 'static,
@@ -82,7 +82,7 @@ fn accept_in_threads(
 }
 
 impl Echo {
-    /// Answers a connection to its end. Its errors are its own.
+    /// Answers a connection until its end. Its errors end only this connection.
     fn serve(&self, stream: &TcpStream, peer_addr: SocketAddr) {
         self.tell(format_args!("Connection from {peer_addr}"));
         self.answer(stream).ok();

@@ -1,7 +1,7 @@
-//! Lines for stdout and stderr, which never make the server wait.
+//! Lines for stdout and stderr that never make the server wait.
 //!
-//! A pipe that nobody reads blocks whoever writes to it, and a closed one makes `println!` panic. So lines go into a
-//! bounded queue, a thread writes them, and those that find no room or cannot be written are counted.
+//! A full pipe blocks its writer, and a closed pipe makes `println!` panic. So lines go into a bounded queue, and a
+//! thread writes them. Lines are counted as lost if the queue is full or they cannot be written.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
@@ -18,11 +18,11 @@ use rustix::event::{self, PollFd, PollFlags, Timespec};
 
 use super::start_thread;
 
-/// How many bytes may wait to be written.
+/// Maximum number of bytes that wait to be written.
 const QUEUE_BYTES: usize = 256 * 1024;
 
-/// How many bytes are written at once, in whole lines: what a pipe takes as a whole or not at all (`PIPE_BUF`), so that
-/// we know which lines are written when nobody reads on.
+/// Maximum number of bytes in one write, in whole lines. A pipe takes this many bytes completely or not at all
+/// (`PIPE_BUF`), so it is known which lines were written if the reader stops.
 const PIECE_BYTES: usize = 4096;
 
 /// A stream of lines, with a thread that writes them.
@@ -33,7 +33,7 @@ pub(crate) struct Output {
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// Told when lines are queued, and when they are written.
+    /// Notified when lines are queued, and when they are written.
     changed: Condvar,
 }
 
@@ -41,7 +41,7 @@ struct Shared {
 struct Queue {
     /// Whole lines.
     text: Vec<u8>,
-    /// How many lines are in `text`, or were taken out of it and are being written.
+    /// Number of lines in `text`, plus the lines that are being written.
     waiting_lines: u64,
     lost_lines: u64,
 }
@@ -60,7 +60,7 @@ impl Output {
         Ok(output)
     }
 
-    /// Queues a line, or counts it as lost. It may also be a few.
+    /// Queues a line or several lines, or counts them as lost.
     pub(crate) fn line(&self, line: impl Display) {
         let line = format!("{line}\n");
         let lines = count_lines(line.as_bytes());
@@ -75,10 +75,10 @@ impl Output {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything is written, for `patience` at most.
+    /// Waits until everything is written, but at most `patience`.
     pub(crate) fn flush(&self, patience: Duration) {
         let is_busy = |queue: &mut Queue| queue.waiting_lines > 0;
-        // If time is over, the lines are still queued, and there is nothing better to do.
+        // If the time is over, the remaining lines stay in the queue and are lost.
         drop(
             self.shared
                 .changed
@@ -86,7 +86,7 @@ impl Output {
         );
     }
 
-    /// How many lines are not written, because there was no room, the stream failed, or it is stalled.
+    /// Number of lines that are not written, because the queue was full or the stream failed or is stalled.
     pub(crate) fn lost_lines(&self) -> u64 {
         let queue = self.shared.lock();
         queue.lost_lines + queue.waiting_lines
@@ -128,7 +128,7 @@ fn count_lines(text: &[u8]) -> u64 {
     text.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// Cuts text into whole lines of [`PIECE_BYTES`] at most, if a line is not longer by itself.
+/// Cuts text into pieces of whole lines, of at most [`PIECE_BYTES`]. A longer line is a piece of its own.
 fn pieces(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let is_end = |byte: &u8| *byte == b'\n';
     iter::from_fn(move || {
@@ -143,8 +143,8 @@ fn pieces(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// From now on a panic queues its message in `errors`: std's own hook would wait for who reads stderr, and where the
-/// event loop's thread panics, everybody with it.
+/// From now on, panic messages go into the queue `errors`. std's own hook would wait for the reader of stderr; in the
+/// event loop's thread this would stop all connections.
 pub(crate) fn tell_panics(errors: &Output) {
     let errors = errors.clone();
     panic::set_hook(Box::new(move |panic| {
@@ -160,7 +160,7 @@ pub(crate) fn tell_panics(errors: &Output) {
     }));
 }
 
-/// Writes a line if that is possible without waiting for longer than `patience`.
+/// Writes a line, if this takes no longer than `patience`.
 pub(crate) fn write_if_read(mut stream: impl Write + AsFd, line: impl Display, patience: Duration) {
     let timeout = Timespec::try_from(patience).ok();
     let mut polled = [PollFd::new(&stream, PollFlags::OUT)];
@@ -175,7 +175,7 @@ mod tests {
     use std::io::Read;
     use std::sync::mpsc;
 
-    /// Writes only when it is told to, and fails when nobody tells it any more.
+    /// Each write waits for a message from the test, and fails when the test has dropped its sender.
     struct Stalled(mpsc::Receiver<()>, mpsc::Sender<Vec<u8>>);
 
     impl Write for Stalled {

@@ -1,4 +1,4 @@
-//! The command line: what the options' values may be.
+//! The command line: the values that the options take.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tinyloop::{Endpoint, Framing, WhenFull};
 /// The longest prefix, in bytes.
 const PREFIX_MAX: usize = 1024;
 
-/// The values of options that have a few to choose from. The shells' completions offer them, too.
+/// The options with a fixed list of values. The shells' completions offer these values, too.
 pub(crate) const MODELS: [(&str, Model); 3] = [
     ("async", Model::Async),
     ("threaded", Model::Threaded),
@@ -22,7 +22,7 @@ pub(crate) const WHEN_FULL: [(&str, WhenFull); 2] =
 pub(crate) const LOG_FORMATS: [(&str, LogFormat); 2] =
     [("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-/// How connections are served.
+/// How the program serves connections.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Model {
     Async,
@@ -30,7 +30,7 @@ pub(crate) enum Model {
     Sequential,
 }
 
-/// What the lines of the program look like.
+/// The format of the program's lines.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum LogFormat {
     Text,
@@ -49,7 +49,7 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
     match text.len() {
         0..=PREFIX_MAX => Ok(text.to_owned()),
         length => Err(format!(
-            "a prefix has at most {PREFIX_MAX} bytes, this one {length}"
+            "a prefix has at most {PREFIX_MAX} bytes, but the given prefix has {length}"
         )),
     }
 }
@@ -74,7 +74,7 @@ pub(super) fn connections(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
         .filter(|&n| n > 0)
-        .ok_or_else(|| "expected a whole number from 1 on".to_owned())
+        .ok_or_else(|| "expected a whole number of 1 or more".to_owned())
 }
 
 pub(super) fn seed(text: &str) -> Result<u64, String> {
@@ -82,7 +82,7 @@ pub(super) fn seed(text: &str) -> Result<u64, String> {
         .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
 }
 
-/// Seconds, with a fraction or without. Not by way of a float, whose parser is 15 kB of the program.
+/// Seconds, with or without a fraction. It does not use the float parser, which would add 15 kB to the program.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let parse = || {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));

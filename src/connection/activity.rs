@@ -1,4 +1,4 @@
-//! When bytes last went through a connection, and the timeouts that count from there.
+//! The time of the last traffic on a connection, and the timeouts that count from it.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -12,28 +12,28 @@ use crate::time::{self, Sleep};
 
 use super::terms::Terms;
 
-/// A connection whose handler waits for something else may be idle a little longer: a twentieth of the timeout, within
-/// these bounds. Meanwhile the loop looks at the sockets, and what the handler waits for may be there.
+/// Extra time for an idle connection whose handler waits for something else: a twentieth of the timeout, within these
+/// bounds. In this time the loop polls the sockets, so that an event that is already there can still wake the handler.
 const LAST_CHANCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
-/// What stands for a time that was not noted yet.
+/// Stands for traffic whose time is not recorded yet.
 const NEWER: u64 = u64::MAX;
 
-/// When bytes last went in or out: in nanoseconds on the clock of the terms, or [`NEWER`]. The clock is read when a read
-/// is about to wait, and not for each message.
+/// The time of the last traffic: nanoseconds on the clock of the terms, or [`NEWER`]. The clock is read only when a
+/// read is about to wait, and not for each message.
 pub(super) struct Activity(Cell<u64>);
 
-/// The timers of a connection. Few wait with a timeout, so this is no part of every one.
+/// The timers of a connection. Few connections wait with a timeout, so the timers are not a part of every connection.
 #[derive(Default)]
 pub(super) struct Timers {
-    /// Fires when nothing went in or out for long, for a read that waits.
+    /// The idle timer of a waiting read.
     silence: Option<Sleep>,
-    /// The same, for the server.
+    /// The idle timer of the server.
     watch: Option<Sleep>,
-    /// The activity after which the server found the connection idle once.
+    /// The time of the last traffic when the server first found the connection idle.
     found_idle: Option<u64>,
     stall: Option<Sleep>,
-    /// Since when a write has waited for the peer to read.
+    /// The time since when a write has waited for the peer to read.
     stalled_since: Option<Instant>,
 }
 
@@ -42,13 +42,13 @@ impl Activity {
         Activity(Cell::new(now))
     }
 
-    /// Bytes went in or out.
+    /// Records that bytes went in or out.
     pub(super) fn happened(&self) {
         self.0.set(NEWER);
     }
 
-    /// When that was. Reads the clock, if something happened since it was read: what is noted so is never earlier than
-    /// what happened.
+    /// The time of the last traffic. Reads the clock if there was traffic since the last call, so the recorded time is
+    /// never earlier than the traffic.
     pub(super) fn note(&self, terms: &Terms) -> u64 {
         if self.0.get() == NEWER {
             self.0.set(terms.nanos_now());
@@ -56,18 +56,18 @@ impl Activity {
         self.0.get()
     }
 
-    /// Until when there may be silence. None for ever.
+    /// The end of the permitted silence. `None` if it never ends.
     fn deadline(&self, terms: &Terms, limit: Duration) -> Option<Instant> {
         terms.instant(self.note(terms)).checked_add(limit)
     }
 }
 
-/// Silence: nothing goes in or out, and no write waits for the peer. Who waits for its peer to read is in the middle of a
-/// transfer, and how long is the stall timeout's to say.
+/// Silence: no bytes go in or out, and no write waits for the peer. A connection whose write waits is in the middle of
+/// a transfer, and only the stall timeout limits this wait.
 pub(super) struct Silence<'l, B> {
     pub(super) activity: &'l Activity,
     pub(super) terms: &'l Terms,
-    /// How long it may last.
+    /// The permitted duration of the silence.
     pub(super) limit: Duration,
     /// Whether a write waits for the peer.
     pub(super) is_blocked: B,
@@ -85,8 +85,8 @@ impl<B: Fn() -> bool> Silence<'_, B> {
         self.terms.since(self.activity.note(self.terms)) >= self.limit
     }
 
-    /// Ready when it has lasted too long. The timer is not set anew for every message: when it fires, it looks at the
-    /// last activity and waits for the rest.
+    /// Ready when the silence was too long. The timer is not reset for every message: when it fires, it checks the time
+    /// of the last traffic and waits for the remaining time.
     fn poll(&self, timer: &mut Option<Sleep>, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(deadline) = self.deadline() {
             let sleep = timer.get_or_insert_with(|| time::sleep_until(deadline));
@@ -101,7 +101,7 @@ impl<B: Fn() -> bool> Silence<'_, B> {
 }
 
 impl Timers {
-    /// Ready when there was silence for too long, for a read that waits.
+    /// Ready when there was silence for too long. For a waiting read.
     pub(super) fn poll_silence(
         &mut self,
         silence: &Silence<'_, impl Fn() -> bool>,
@@ -117,8 +117,8 @@ impl Timers {
         silence.poll(&mut self.silence, cx)
     }
 
-    /// The same, for whoever watches over a connection that nobody reads and nobody writes: there is silence, and was a
-    /// moment before.
+    /// Like [`Timers::poll_silence`], for the server, which watches connections that no task reads or writes. Ready
+    /// when the connection was silent for too long, and still is after a short extra time.
     pub(super) fn poll_abandoned(
         &mut self,
         silence: &Silence<'_, impl Fn() -> bool>,
@@ -150,13 +150,13 @@ impl Timers {
         Poll::Ready(())
     }
 
-    /// Has those look anew who wait: the timeouts have changed.
+    /// Wakes the waiting tasks, so that they check the changed timeouts.
     pub(super) fn wake(self) {
         let timers = [self.silence, self.watch, self.stall];
         timers.into_iter().flatten().for_each(Sleep::wake);
     }
 
-    /// The peer has taken something.
+    /// The peer has taken some data.
     pub(super) fn end_stall(&mut self) {
         if self.stalled_since.take().is_some() {
             self.stall = None;

@@ -1,4 +1,4 @@
-//! Chunks: buffers that are lent to a connection while there is something in them, so that an idle one has none.
+//! Chunks: buffers that a connection borrows only while they hold data, so that an idle connection has no buffer.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -10,27 +10,27 @@ use std::task::{Context, Poll};
 
 use super::Connection;
 
-/// The most bytes of a chunk.
+/// The maximum length of a chunk, in bytes.
 const CHUNK_MAX: usize = 64 * 1024;
 
-/// How many buffers a thread keeps that nobody uses.
+/// The maximum number of unused buffers that a thread keeps.
 const SPARE_MAX: usize = 8;
 
 thread_local! {
-    /// The buffers that nobody uses.
+    /// The unused buffers.
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What one read brought, from [`Connection::read_chunk`]: up to 64 KiB. It is a slice of bytes, empty at the end of input.
+/// The data of one read, from [`Connection::read_chunk`]: a slice of up to 64 KiB, which is empty at the end of input.
 ///
-/// Its buffer belongs to the thread, which lends it to the next read when the chunk is dropped.
+/// The thread owns its buffer, and lends it to another read after the chunk is dropped.
 pub struct Chunk {
     buffer: Vec<u8>,
     length: usize,
 }
 
 impl Chunk {
-    /// A chunk without bytes, and with a buffer for them.
+    /// An empty chunk with a buffer.
     fn lend() -> Chunk {
         let spare = SPARE.with_borrow_mut(Vec::pop);
         Chunk {
@@ -41,16 +41,16 @@ impl Chunk {
 }
 
 impl Connection {
-    /// Reads what there is, at most 64 KiB, into a buffer that is lent to the connection for that time: a connection
-    /// that waits here has none. At the end of input the chunk is empty.
+    /// Reads the available data, at most 64 KiB, into a borrowed buffer. A connection that waits here has no buffer. At
+    /// the end of input the chunk is empty.
     ///
-    /// For handlers of which thousands may wait at once. Dropping the future loses no byte.
+    /// For handlers that wait on thousands of connections at once. Dropping the future loses no byte.
     ///
     /// ```
     /// use futures_lite::AsyncWriteExt;
     /// use tinyloop::Connection;
     ///
-    /// /// Sends back what comes in.
+    /// /// Sends all input back.
     /// async fn mirror(connection: Connection) -> std::io::Result<()> {
     ///     loop {
     ///         let chunk = connection.read_chunk().await?;
@@ -90,7 +90,7 @@ impl Deref for Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         let buffer = mem::take(&mut self.buffer);
-        // At the end of a thread there may be no slot any more.
+        // At the end of a thread the slot may be gone.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
             if spare.len() < SPARE_MAX {

@@ -1,4 +1,4 @@
-//! Connections that we make.
+//! Outgoing connections.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -23,27 +23,26 @@ use crate::time::{self, TimedOut, timeout};
 use super::Connection;
 use super::stream::{Stream, is_writable};
 
-/// How long to wait for room in the queue of a Unix socket, before the next try.
+/// Time until the next try if the queue of a Unix socket is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
 impl Connection {
-    /// Connects to what [`Server::bind`](crate::Server::bind) listens on: `"127.0.0.1:80"`, `"host:80"`, `"80"` (this
-    /// machine), `"unix:/run/some.sock"`, and all that is an [`Endpoint`].
+    /// Connects to an address in the forms of [`Server::bind`](crate::Server::bind): `"127.0.0.1:80"`, `"host:80"`,
+    /// `"80"` (this machine), `"unix:/run/some.sock"` or any other [`Endpoint`].
     ///
-    /// The addresses of a name are tried in turn, each for as long as the system tries it (two minutes or so). To wait
-    /// shorter, use [`connect_timeout`](Connection::connect_timeout).
+    /// The addresses of a name are tried in turn. Each try lasts until the system gives up (about two minutes). For a
+    /// shorter limit, use [`connect_timeout`](Connection::connect_timeout).
     ///
-    /// As a server does for accepted connections, this sets `TCP_NODELAY` and takes urgent data in line
-    /// (`SO_OOBINLINE`). The connection has no timeout of its own: see
-    /// [`set_idle_timeout`](Connection::set_idle_timeout) and [`set_stall_timeout`](Connection::set_stall_timeout).
-    /// Dropping the future gives up.
+    /// Like a server for accepted connections, this sets `TCP_NODELAY` and `SO_OOBINLINE` (urgent data is read in
+    /// order). The connection has no timeout: see [`set_idle_timeout`](Connection::set_idle_timeout) and
+    /// [`set_stall_timeout`](Connection::set_stall_timeout). Dropping the future cancels the attempt.
     ///
     /// With the feature `testing`, a name may stand for a server in memory (`testing::server_at`).
     ///
     /// # Errors
     ///
-    /// `cannot connect to ADDRESS: …`, with the kind of the last address's error, such as `ConnectionRefused`. If the
-    /// address has none of the forms, or the name is unknown.
+    /// `cannot connect to ADDRESS: …`, with the error kind of the last address, such as `ConnectionRefused`. Also if
+    /// the address has none of the forms, or if the name is unknown.
     pub async fn connect(to: impl ToEndpoint) -> io::Result<Connection> {
         let endpoint = to.to_endpoint()?;
         connect_to(&endpoint, None)
@@ -51,8 +50,8 @@ impl Connection {
             .map_err(|error| cannot_connect(&endpoint, &error))
     }
 
-    /// Like [`connect`](Connection::connect), with at most `limit` for all of it: the look-up of a name, and the
-    /// addresses, each of which has an equal share of the time that is left.
+    /// Like [`connect`](Connection::connect), but with a limit of `limit` for the look-up of a name and all addresses.
+    /// Each address gets an equal share of the time that is left.
     ///
     /// # Errors
     ///
@@ -120,7 +119,7 @@ async fn connect_tcp(addr: SocketAddr) -> io::Result<Stream> {
         Err(error) => return Err(error.into()),
     }
     let stream = Async::new_nonblocking(TcpStream::from(socket))?;
-    // On the same machine it is connected by now, and need not be waited for.
+    // On the same machine the connection is already established, and there is no need to wait.
     if !is_writable(&stream) {
         stream.writable().await?;
     }
@@ -134,7 +133,7 @@ async fn connect_unix(path: &Path) -> io::Result<Stream> {
     let socket = platform::nonblocking_socket(AddressFamily::UNIX)?;
     sockopt::set_socket_oobinline(&socket, true).ok();
     let addr = SocketAddrUnix::new(path)?;
-    // A Unix socket is connected at once, or the server's queue is full. Of room in it no event tells.
+    // A Unix socket either connects at once, or the server's queue is full. No event reports room in the queue.
     while let Err(error) = net::connect(&socket, &addr) {
         match error {
             Errno::AGAIN => smol::Timer::after(QUEUE_PAUSE).await,
@@ -145,17 +144,17 @@ async fn connect_unix(path: &Path) -> io::Result<Stream> {
     Ok(Stream::Unix(Arc::new(stream)))
 }
 
-/// Makes a connection to a server in memory.
+/// Connects to a server in memory.
 #[cfg(feature = "testing")]
 pub(crate) type Connect = Rc<dyn Fn() -> io::Result<Connection>>;
 
 #[cfg(feature = "testing")]
 thread_local! {
-    /// The servers in memory of this thread's loops, under the names that connections find them by.
+    /// The in-memory servers of this thread's loops, by name.
     static IN_MEMORY: RefCell<HashMap<String, Connect>> = RefCell::default();
 }
 
-/// Lets connections to `name` go to a server in memory, on this thread.
+/// From now on, connections to `name` on this thread go to a server in memory.
 #[cfg(feature = "testing")]
 pub(crate) fn set_in_memory(name: &str, connect: Connect) {
     let before = IN_MEMORY.with_borrow_mut(|servers| servers.insert(name.to_owned(), connect));

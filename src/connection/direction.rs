@@ -1,4 +1,4 @@
-//! One direction of a connection: its share of the loop's time, and who waits for it.
+//! One direction of a connection: its share of the loop's time, and the tasks that wait for it.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,15 +7,15 @@ use std::{mem, ptr};
 
 use crate::executor;
 
-/// What a read or write counts for at least: about the cost of its system call, in bytes copied.
+/// Minimum number of bytes to count for a read or write. It stands for the cost of the system call.
 const CALL_COST: u32 = 2 * 1024;
 
 /// One direction of a connection.
 pub(super) struct Direction {
     next: Cell<Next>,
-    /// Bytes since the others had their turn. Stops counting at 4 GiB, long after its bounds.
+    /// Bytes since other tasks last ran. Saturates at 4 GiB, far above the burst limits.
     burst: Cell<u32>,
-    /// The waker of the task that waits, known by its address only. Null if none does.
+    /// The waker of the waiting task, identified by its address only. Null if no task waits.
     waiter: Cell<*const ()>,
 }
 
@@ -23,15 +23,15 @@ pub(super) struct Direction {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Next {
     Try,
-    /// Let those run first that are ready.
+    /// First let the tasks run that are ready now.
     Yield,
-    /// Let those run first, too, that become ready meanwhile: it has had its burst.
+    /// The burst is used up: first let the tasks run that are ready now, and those that become ready in the meantime.
     GoLast,
-    /// The same, and it stands in the queue. The poll in which it went there is where the burst is counted otherwise:
-    /// in that poll it gets nothing by asking again.
+    /// Like `GoLast`, and the task is already queued. The field `burst` then holds the number of the poll that queued
+    /// it: in this poll, asking again does not help.
     IsLast,
-    /// Wait for the event that was asked for. Without this, smol would report that event once more at the next wait,
-    /// and cost a call that finds nothing.
+    /// Wait for the event that was already requested. Otherwise smol would report the event once more at the next wait,
+    /// which costs a useless system call.
     Wait,
 }
 
@@ -52,7 +52,7 @@ impl Direction {
         self.next.set(next);
     }
 
-    /// Lets the others run first, if that is due.
+    /// Lets other tasks run first, if it is their turn.
     pub(super) fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.next.get() {
             Next::Try | Next::Wait => return Poll::Ready(()),
@@ -76,14 +76,14 @@ impl Direction {
         Poll::Pending
     }
 
-    /// Counts `n` bytes. Returns whether the burst is over.
+    /// Counts `n` bytes. Returns whether the burst is used up.
     pub(super) fn spend(&self, n: usize, burst: u32) -> bool {
         let cost = u32::try_from(n).unwrap_or(u32::MAX).max(CALL_COST);
         self.burst.set(self.burst.get().saturating_add(cost));
         self.burst.get() >= burst
     }
 
-    /// Whether something went through since the others had their turn.
+    /// Whether bytes were counted since other tasks last ran.
     pub(super) fn has_burst(&self) -> bool {
         self.burst.get() > 0
     }
@@ -93,17 +93,17 @@ impl Direction {
         self.burst.set(0);
     }
 
-    /// The others have had their turn.
+    /// Starts a new burst: other tasks have run.
     pub(super) fn forget_burst(&self) {
         if self.next.get() != Next::IsLast {
             self.burst.set(0);
         }
     }
 
-    /// Polls for the event of this direction, by `poll`.
+    /// Polls for the event of this direction, with `poll`.
     ///
-    /// A stream knows one waker, and wakes the one before when it is given another. Two tasks would so wake each other
-    /// for ever. From the second on they share a waker, which wakes them all: `shared` makes it.
+    /// A stream stores one waker. When it gets another one, it wakes the previous one. So two tasks would keep waking
+    /// each other. From the second task on, the tasks share a waker, which wakes them all: `shared` creates it.
     pub(super) fn poll_event<T>(
         &self,
         cx: &mut Context<'_>,

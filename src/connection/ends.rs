@@ -113,9 +113,7 @@ impl Ends {
             let error = end.error.take_if(|_| !self.is_unix);
             return Err(error.unwrap_or(Errno::PIPE).into());
         }
-        if !self.is_outstanding(me) {
-            self.ends[me].progress = self.now;
-        }
+        self.begin_progress(me);
         let mut written = 0;
         loop {
             let count = self.flows[me].put(&bytes[written..]);
@@ -135,11 +133,11 @@ impl Ends {
     }
 
     pub(super) fn shutdown_write(&mut self, me: usize) -> io::Result<()> {
-        let end = &mut self.ends[me];
-        if end.is_closed {
+        if self.ends[me].is_closed {
             return Err(Errno::NOTCONN.into());
         }
-        end.shut_write = true;
+        self.begin_progress(me);
+        self.ends[me].shut_write = true;
         if self.is_unix {
             self.ends[1 - me].shut_read = true;
         } else {
@@ -160,6 +158,7 @@ impl Ends {
             self.flows[me].post(self.now, Packet::Reset);
             self.end(me);
         } else if !self.ends[me].is_closed {
+            self.begin_progress(me);
             self.ends[me].shut_write = true;
             self.ends[me].shut_read = true;
             self.send_more(me);
@@ -202,19 +201,15 @@ impl Ends {
 
     /// The listener closes before it has accepted this connection.
     pub(super) fn abandon(&mut self, me: usize) {
-        if self.is_unix {
-            self.close_unix(me, true);
-        } else {
-            self.reset(me);
+        match self.is_unix {
+            true => self.close_unix(me, true),
+            false => self.reset(me),
         }
     }
 
     /// Whether smol tells that a call of `direction` would not wait.
     pub(super) fn is_ready(&self, me: usize, direction: usize) -> bool {
-        let ready = match direction {
-            READING => PollFlags::IN,
-            _ => PollFlags::OUT,
-        };
+        let ready = [PollFlags::IN, PollFlags::OUT][direction];
         let broken = PollFlags::HUP | PollFlags::ERR;
         self.events(me).intersects(ready | broken)
     }
@@ -289,6 +284,13 @@ impl Ends {
         self.flows[me].post(self.now, ack);
     }
 
+    /// Before something is sent: if nothing is outstanding, the peer is waited for from now on.
+    fn begin_progress(&mut self, me: usize) {
+        if !self.is_outstanding(me) {
+            self.ends[me].progress = self.now;
+        }
+    }
+
     /// Whether bytes or the end are unsent, or not acknowledged.
     fn is_outstanding(&self, me: usize) -> bool {
         let end = &self.ends[me];
@@ -304,13 +306,19 @@ impl Ends {
 
     /// When something happens by itself, and which: a packet from an end arrives, or the end gives up.
     fn next_event(&self) -> Option<(u64, usize, bool)> {
-        let arrivals = [0, 1].map(|me| Some((self.flows[me].next_arrival()?, me, true)));
-        let timeouts = [0, 1].map(|me| Some((self.gives_up_at(me)?, me, false)));
-        arrivals
-            .into_iter()
-            .chain(timeouts)
-            .flatten()
-            .min_by_key(|(at, ..)| *at)
+        let mut next: Option<(u64, usize, bool)> = None;
+        for (me, arrives) in [(0, true), (1, true), (0, false), (1, false)] {
+            let at = match arrives {
+                true => self.flows[me].next_arrival(),
+                false => self.gives_up_at(me),
+            };
+            if let Some(at) = at
+                && next.is_none_or(|(earliest, ..)| at < earliest)
+            {
+                next = Some((at, me, arrives));
+            }
+        }
+        next
     }
 
     /// Lets happen what happens until `now`.
@@ -415,8 +423,15 @@ impl Ends {
 
     /// Takes out the wakers of those who wait for nothing any more.
     pub(super) fn take_woken(&mut self) -> [Option<Waker>; 4] {
-        let next = self.next_event().map_or(u64::MAX, |(at, ..)| at);
         let mut woken = [const { None }; 4];
+        if self
+            .ends
+            .iter()
+            .all(|end| end.wakers[READING].is_none() && end.wakers[WRITING].is_none())
+        {
+            return woken;
+        }
+        let next = self.next_event().map_or(u64::MAX, |(at, ..)| at);
         for (index, woken) in woken.iter_mut().enumerate() {
             let (me, direction) = (index / 2, index % 2);
             if self.ends[me].wakers[direction].is_some()

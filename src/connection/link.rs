@@ -1,4 +1,4 @@
-//! The connection itself, which its handler and its server share: reads, writes, timeouts and its end.
+//! The connection itself, which its handler and its server share: reads, writes, timeouts and closing.
 
 use std::cell::Cell;
 use std::io;
@@ -19,18 +19,18 @@ use super::state::State;
 use super::stream::Stream;
 use super::terms::{Closing, Quiet, Terms, WaitingKey};
 
-/// How many bytes a connection reads in a row before the others have their turn. Streaming gets faster with more, the
-/// tail of the others' latency longer.
+/// Number of bytes that a connection reads in a row before other tasks run. A higher value makes streaming faster, but
+/// increases the tail latency of other connections.
 const READ_BURST: u32 = 64 * 1024;
 
-/// The same for writes. More than a reader's, so that a handler which answers what it reads yields when it reads.
+/// The limit for writes. It is higher, so that a handler that answers its input pauses in its reads, not in its writes.
 const WRITE_BURST: u32 = 2 * READ_BURST;
 
 pub(crate) struct Link {
     stream: Stream,
     id: u64,
     pub(super) peer_addr: CompactAddress,
-    /// When it was opened, in nanoseconds on the clock of its terms.
+    /// The time of opening, in nanoseconds on the clock of its terms.
     opened: u64,
     pub(super) activity: Activity,
     bytes_in: Cell<u64>,
@@ -38,22 +38,22 @@ pub(crate) struct Link {
     reading: Direction,
     writing: Direction,
     state: Cell<State>,
-    /// It counts as one of its server's open connections.
+    /// The connection counts towards its server's limit.
     has_place: Cell<bool>,
-    /// The handler's side has let go of it.
+    /// The handler's side has dropped the connection.
     released: Cell<bool>,
-    /// Our half is closed.
+    /// The write half is closed.
     half_closed: Cell<bool>,
-    /// Its end was told.
+    /// The end of the connection was reported.
     end_is_told: Cell<bool>,
-    /// Its input ends during a drain when it was quiet for this long, and where it waits for the drain.
+    /// The quiet time after which a drain ends its input, and the key of its waker for the drain.
     quiet: Cell<Option<Quiet>>,
     drain_key: Cell<Option<WaitingKey>>,
     pub(super) rare: Rarely,
     terms: Rc<Terms>,
 }
 
-/// Why a read that waits has waited long enough.
+/// The reason why a waiting read ends.
 enum Over {
     Idle,
     Quiet,
@@ -128,7 +128,7 @@ impl Link {
         Poll::Ready(Ok(received))
     }
 
-    /// Reads what counts for nobody.
+    /// Reads and drops input, which is not counted.
     pub(crate) fn poll_discard(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.poll_receive(cx, &mut [0; 4096])
     }
@@ -141,7 +141,7 @@ impl Link {
                 match self.poll_readable(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
-                    // One last look at the socket, of which the reactor may not have told us: while the loop was blocked.
+                    // One last check of the socket: a blocked loop gets no events from the reactor.
                     Poll::Pending => over = Some(ready!(self.poll_patience(cx))),
                 }
                 self.reading.set(Next::Try);
@@ -159,8 +159,8 @@ impl Link {
                     if self.reading.spend(n, READ_BURST) {
                         self.yield_reading(Next::GoLast);
                     } else if n < buffer.len() {
-                        // A short read has emptied the socket. By the time the others have run, the peer's next
-                        // message may be here, and need not be waited for.
+                        // A short read has emptied the socket. Let other tasks run first: the peer's next message may
+                        // arrive in this time, and then no wait is needed.
                         self.yield_reading(Next::Yield);
                     }
                     return Poll::Ready(Ok(n));
@@ -169,7 +169,7 @@ impl Link {
                     if let Some(over) = over {
                         return Poll::Ready(self.end_silence(over));
                     }
-                    // The first time after a burst, the others have their turn before we wait: see above.
+                    // After a burst, other tasks run once before this read waits: see above.
                     if self.reading.has_burst() {
                         self.yield_reading(Next::Yield);
                         ready!(self.reading.poll_turn(cx));
@@ -182,7 +182,7 @@ impl Link {
         }
     }
 
-    /// Lets the others run before the next read, and so before the next write of a handler that answers what it reads.
+    /// Lets other tasks run before the next read. For an echo-like handler, this also comes before the next write.
     fn yield_reading(&self, next: Next) {
         self.reading.yield_next(next);
         self.writing.forget_burst();
@@ -198,7 +198,7 @@ impl Link {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                     Poll::Pending => {
                         ready!(self.poll_stall(cx));
-                        // Linux tells of room when a third of the buffer is free. A slow reader may have made less.
+                        // Linux reports room when a third of the buffer is free. A slow reader may have freed less.
                         last_try = true;
                     }
                 }
@@ -209,7 +209,7 @@ impl Link {
                     self.bytes_out.set(self.bytes_out.get() + n as u64);
                     self.activity.happened();
                     if self.reading.waits() {
-                        // The read's timer counts from here, and the read does not run now.
+                        // The waiting read's idle timer counts from this write, and the read itself does not run now.
                         self.activity.note(&self.terms);
                     }
                     self.rare.if_there(|rare| rare.timers.end_stall());
@@ -238,7 +238,7 @@ impl Link {
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
         self.half_closed.set(true);
         match self.stream.shutdown_write() {
-            // The peer has reset the connection meanwhile: there is no half left to close.
+            // The peer has reset the connection in the meantime, so there is no half to close.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             result => result,
         }
@@ -270,7 +270,7 @@ impl Link {
     }
 
     fn broken(&self, error: io::Error) -> io::Error {
-        // The kernel's own timeout on a peer that does not read (TCP_USER_TIMEOUT).
+        // The kernel's own timeout for a peer that does not read (TCP_USER_TIMEOUT).
         if error.kind() == io::ErrorKind::TimedOut && self.stall_timeout().is_some() {
             return self.stalled();
         }
@@ -283,7 +283,7 @@ impl Link {
         io::Error::new(io::ErrorKind::TimedOut, "the peer stopped reading")
     }
 
-    /// Ends a read that has waited long enough.
+    /// Ends a read that has waited too long.
     fn end_silence(&self, over: Over) -> io::Result<usize> {
         match over {
             Over::Quiet => {
@@ -292,7 +292,7 @@ impl Link {
             }
             Over::Idle => {
                 self.state.set(State::Idle);
-                // Who goes on all the same has the whole time again.
+                // If the handler continues after this error, the whole time starts again.
                 self.activity.happened();
                 let error = "the connection was idle for too long";
                 Err(io::Error::new(io::ErrorKind::TimedOut, error))
@@ -300,10 +300,10 @@ impl Link {
         }
     }
 
-    /// Ready when a read has waited long enough: for the idle timeout, or during a drain.
+    /// Ready when a read has waited too long: for the idle timeout, or during a drain.
     fn poll_patience(&self, cx: &mut Context<'_>) -> Poll<Over> {
         if self.released.get() {
-            // Read on by the server, which has a patience of its own.
+            // Now the server reads, with its own time limit.
             return Poll::Pending;
         }
         let idle_timeout = self.rare.idle_timeout(&self.terms);
@@ -337,7 +337,7 @@ impl Link {
         }
     }
 
-    /// Whether a write waits for the peer, or did so until now: whoever waited has had no turn since.
+    /// Whether a write waits for the peer, or waited until now: the waiting task has not run since.
     fn is_blocked(&self) -> bool {
         let is_blocked = self.writing.waits();
         if is_blocked && self.stream.is_writable() {
@@ -346,11 +346,11 @@ impl Link {
         is_blocked
     }
 
-    /// Ready when the connection is idle and nobody reads it or writes to it: its handler waits for something else, and
-    /// will not hear of the timeout. For the server, which ends the handler then.
+    /// Ready when the connection is idle and no task reads or writes it: its handler waits for something else and does
+    /// not notice the timeout. The server then drops the handler.
     pub(crate) fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.rare.idle_timeout(&self.terms) {
-            // Of a stream that was given away we see no activity.
+            // The activity of a stream that was given away is not visible here.
             Some(limit) if self.state.get() != State::Given => {
                 let silence = self.silence(limit);
                 self.rare
@@ -368,7 +368,7 @@ impl Link {
         }
     }
 
-    /// Notes that the connection's end is told. Returns whether it was not yet.
+    /// Records that the connection's end is reported. Returns whether this is the first time.
     pub(crate) fn tell_end(&self) -> bool {
         !self.end_is_told.replace(true)
     }
@@ -381,19 +381,19 @@ impl Link {
         self.terms.clone().closing()
     }
 
-    /// Gives the connection's place back to its server.
+    /// Stops counting the connection towards its server's limit.
     pub(crate) fn give_place(&self) {
         if self.has_place.take() {
             self.terms.give_place();
         }
     }
 
-    /// The handler's side takes hold of it.
+    /// The handler's side takes the connection.
     pub(super) fn hold(&self) {
         self.released.set(false);
     }
 
-    /// The handler's side lets go.
+    /// The handler's side drops the connection.
     pub(super) fn release(&self) {
         self.released.set(true);
         let owner = self.rare.if_there(|rare| rare.owner.take());
@@ -402,7 +402,7 @@ impl Link {
         }
     }
 
-    /// Ready when the handler's side has let go.
+    /// Ready when the handler's side has dropped the connection.
     pub(crate) fn poll_released(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.released.get() {
             return Poll::Ready(());
@@ -411,27 +411,27 @@ impl Link {
         Poll::Pending
     }
 
-    /// Gives the stream to somebody else, who closes it.
+    /// Gives the stream to other code, which closes it.
     pub(super) fn give_away(&self) {
         self.state.set(State::Given);
     }
 
-    /// Ready when the peer has taken nearly all that was written: what is left fits into its window.
+    /// Ready when the peer has taken nearly all written data: the rest fits into its window.
     pub(crate) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let taken = self.stream.poll_taken(cx);
         taken.map_err(|error| self.broken(error))
     }
 
-    /// Bounds how long the kernel tries to deliver what is written, and tells it to say when that is done.
+    /// Limits how long the kernel tries to deliver written data, and prepares [`Link::poll_taken`].
     pub(crate) fn prepare_end(&self, patience: Duration) {
         self.stream.prepare_end(patience).ok(); // What fails is broken, and the next call tells.
     }
 
-    /// Resets the connection: the peer's next read fails when it has read what arrived, and ours fails at once.
+    /// Resets the connection. The peer's reads fail after the data that has arrived; ours fail at once.
     pub(crate) fn reset(&self) {
         match self.state.get() {
             State::Given => return,
-            // What has ended it stays known.
+            // The first reason for the end is kept.
             State::Idle | State::Stalled => {}
             _ => self.state.set(State::Broken),
         }

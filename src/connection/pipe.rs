@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
+use crate::address::Address;
 use crate::time::{self, Sleep};
 
 use super::ends::{Ends, READING, WRITING};
@@ -106,6 +107,8 @@ pub(crate) struct Pipe {
     timers: RefCell<[Option<Sleep>; 2]>,
     /// Counts as one of its server's descriptors.
     descriptor: Option<Rc<()>>,
+    /// Where its peer says that it is. Boxed, as a pipe is one of the streams.
+    peer_addr: Box<Address>,
 }
 
 struct Shared {
@@ -126,6 +129,7 @@ impl Pipe {
             waits: Default::default(),
             timers: RefCell::default(),
             descriptor: None,
+            peer_addr: Box::new(Address::Unknown),
         };
         (end(0, faults), end(1, Faults::none()))
     }
@@ -267,6 +271,14 @@ impl Pipe {
                 ends.set_user_timeout(self.me, timeout);
             }
         });
+    }
+
+    pub(crate) fn peer_addr(&self) -> &Address {
+        &self.peer_addr
+    }
+
+    pub(crate) fn set_peer_addr(&mut self, addr: Address) {
+        *self.peer_addr = addr;
     }
 
     pub(crate) fn set_descriptor(&mut self, descriptor: Rc<()>) {

@@ -1,4 +1,4 @@
-//! What few connections need, and so is no part of every one.
+//! State that only few connections need, so it is not a part of every connection.
 
 use std::cell::Cell;
 use std::mem;
@@ -11,33 +11,34 @@ use super::activity::Timers;
 use super::direction::Waiters;
 use super::terms::Terms;
 
-/// What few connections need.
+/// State that only few connections need.
 #[derive(Default)]
 pub(super) struct Rare {
     pub(super) timers: Timers,
-    /// The server, which waits for the handler's side to let go.
+    /// The server's task, which waits until the handler's side drops the connection.
     pub(super) owner: Option<Waker>,
     pub(super) readers: Option<Arc<Waiters>>,
     pub(super) writers: Option<Arc<Waiters>>,
-    /// In place of the server's. Boxed, since connections that wait have what else is here.
+    /// Timeouts that replace those of the server. Boxed, because connections that wait with a timeout need the other
+    /// fields, but rarely this one.
     own: Option<Box<OwnTimeouts>>,
-    /// What befalls it on purpose.
+    /// The faults of the connection.
     pub(super) faults: Option<Rc<String>>,
 }
 
-/// Timeouts of the connection's own: how long, or that there is none.
+/// The connection's own timeouts: for each, a duration, or that it is off.
 #[derive(Default)]
 pub(super) struct OwnTimeouts {
     pub(super) idle: Option<Option<Duration>>,
     pub(super) stall: Option<Option<Duration>>,
 }
 
-/// The same, made when it is needed first.
+/// Creates the rare state when it is first needed.
 #[derive(Default)]
 pub(super) struct Rarely(Cell<Option<Box<Rare>>>);
 
 impl Rarely {
-    /// Makes it if need be. `body` must not ask for it again.
+    /// Creates the state if it does not exist. `body` must not call this again.
     pub(super) fn with<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> T {
         let mut rare = self.0.take().unwrap_or_default();
         let result = body(&mut rare);
@@ -45,7 +46,7 @@ impl Rarely {
         result
     }
 
-    /// Does nothing if it is not made yet. `body` must not ask for it again.
+    /// Does nothing if the state does not exist yet. `body` must not call this again.
     pub(super) fn if_there<T>(&self, body: impl FnOnce(&mut Rare) -> T) -> Option<T> {
         let mut rare = self.0.take()?;
         let result = body(&mut rare);
@@ -53,7 +54,7 @@ impl Rarely {
         Some(result)
     }
 
-    /// Sets timeouts of the connection's own. Those who wait with a timer look anew.
+    /// Sets the connection's own timeouts. Tasks that wait with a timer check it again.
     pub(super) fn set_own(&self, set: impl FnOnce(&mut OwnTimeouts)) {
         let timers = self.with(|rare| {
             set(rare.own.get_or_insert_default());
@@ -74,7 +75,7 @@ impl Rarely {
         self.own(|own| own.stall).unwrap_or(terms.stall_timeout)
     }
 
-    /// The waker that the tasks share which wait for a direction, from the second of them on.
+    /// The shared waker of the tasks that wait for a direction, from the second task on.
     pub(super) fn shared_waker(
         &self,
         is_second: bool,

@@ -1,6 +1,6 @@
-//! How a connection ends, as far as it has come.
+//! How far a connection is closed.
 
-/// How far a connection has come to its end.
+/// How far a connection is closed.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum State {
     Open,
@@ -10,10 +10,10 @@ pub(crate) enum State {
     Drained,
     /// A system call failed: nothing more can be sent.
     Broken,
-    /// The idle timeout is over, and nothing came in since.
+    /// The idle timeout has expired, and no bytes came in since.
     Idle,
     /// The peer did not read for the stall timeout.
     Stalled,
-    /// Its stream was given to somebody else.
+    /// Its stream was given to other code.
     Given,
 }

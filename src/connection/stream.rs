@@ -1,4 +1,4 @@
-//! What carries a connection's bytes.
+//! The streams that carry a connection's bytes.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -19,7 +19,7 @@ use crate::platform::{self, send};
 #[cfg(feature = "testing")]
 use super::pipe::Pipe;
 
-/// What carries the bytes. The sockets are those of async-net's streams.
+/// The stream that carries the bytes. The sockets are those of async-net's streams.
 pub(crate) enum Stream {
     Tcp(Arc<Async<TcpStream>>),
     Unix(Arc<Async<UnixStream>>),
@@ -52,14 +52,14 @@ fn output_state(socket: &impl AsFd) -> PollFlags {
     }
 }
 
-/// How long the kernel lets a peer take nothing (`TCP_USER_TIMEOUT`): three times `timeout`. A write that waits has a timer
-/// of its own, which is to come first: the kernel does not count a window that opens by less than the next segment, of
-/// up to 64 KiB, and would cut peers that read slowly.
+/// The kernel's own time limit for a peer that takes no data (`TCP_USER_TIMEOUT`): three times `timeout`. tinyloop's
+/// timer for a waiting write has to fire first. The kernel does not count a window that opens by less than the next
+/// segment (up to 64 KiB), so a shorter limit would cut off slow readers.
 pub(crate) fn user_timeout(timeout: Duration) -> Duration {
     timeout.saturating_mul(3)
 }
 
-/// Has the kernel give up a peer that takes nothing for three times `timeout`.
+/// Makes the kernel close a connection whose peer takes no data for three times `timeout`.
 pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
     platform::set_user_timeout(socket, Some(user_timeout(timeout)))
 }
@@ -130,7 +130,7 @@ impl Stream {
         }
     }
 
-    /// See [`set_user_timeout`]. None for the system's own.
+    /// See [`set_user_timeout`]. `None` restores the system's own time.
     pub(super) fn set_user_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match (self, timeout) {
             (Stream::Tcp(stream), Some(timeout)) => set_user_timeout(stream, timeout),
@@ -162,14 +162,14 @@ impl Stream {
         }
     }
 
-    /// Before [`Stream::poll_taken`]: lets the kernel give up when the peer takes nothing for `patience`.
+    /// To call before [`Stream::poll_taken`]: the kernel gives up if the peer takes no data for `patience`.
     pub(super) fn prepare_end(&self, patience: Duration) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => {
                 set_user_timeout(stream, patience)?;
-                // A socket is writable when a third of its buffer is free, of which the kernel takes what the peer has
-                // acknowledged. With the smallest buffer that is when all is taken but for a few kilobytes. Linux makes
-                // 4.5 kB of the 1; other systems refuse a 0.
+                // A socket is writable when a third of its send buffer is free; the kernel frees data that the peer has
+                // acknowledged. With the smallest buffer, the socket is writable only when all data but a few kilobytes
+                // is taken. Linux turns the 1 into 4.5 kB. Other systems refuse a 0.
                 sockopt::set_socket_send_buffer_size(stream, 1)?;
             }
             Stream::Unix(_) => {}
@@ -179,19 +179,19 @@ impl Stream {
         Ok(())
     }
 
-    /// Ready when the peer's system has nearly all that was written. A Unix socket's has it from the start.
+    /// Ready when the peer's kernel has nearly all written data. With a Unix socket it has the data from the start.
     pub(super) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) => loop {
                 ready!(stream.poll_writable(cx))?;
                 let state = output_state(stream);
-                // A broken socket has room too, and a read may not have told of its error yet.
+                // A broken socket is writable, too, and perhaps no read has returned its error yet.
                 if state.contains(PollFlags::ERR)
                     && let Some(error) = stream.get_ref().take_error()?
                 {
                     return Poll::Ready(Err(error));
                 }
-                // smol may report an event that is older than the question.
+                // smol may report an event from before this poll.
                 if !state.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
@@ -203,7 +203,7 @@ impl Stream {
     }
 
     pub(super) fn reset(&self) {
-        // What fails is reset already.
+        // If this fails, the connection is already reset.
         match self {
             Stream::Tcp(stream) => platform::reset(stream.get_ref()),
             Stream::Unix(stream) => drop(stream.get_ref().shutdown(Shutdown::Both)),
@@ -261,7 +261,7 @@ mod tests {
         let written = stream.write(&[b'x'; 1_000_000]).unwrap();
         stream.prepare_end(Duration::from_secs(60)).unwrap();
         let peer = thread::spawn(move || {
-            // With input that it has not read, its close is a reset.
+            // The peer has unread input, so its close is a reset.
             peer.peek(&mut [0]).unwrap();
             drop(peer);
         });

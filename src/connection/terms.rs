@@ -1,4 +1,4 @@
-//! What a server and its connections know of each other: timeouts, counts, and the drain.
+//! The state that a server and its connections share: timeouts, counts and the drain.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -14,32 +14,32 @@ use slab::Slab;
 
 use crate::time;
 
-/// What a server and its connections know of each other.
+/// The state that a server and its connections share.
 pub(crate) struct Terms {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) stall_timeout: Option<Duration>,
-    /// Where the clock of its connections starts.
+    /// The start of the clock for its connections.
     started: Instant,
     closing: Cell<bool>,
-    /// Who waits for the server to begin its drain.
+    /// The tasks that wait for the server's drain to begin.
     waiting: RefCell<Slab<Waker>>,
-    /// How many connections hold a place.
+    /// Number of connections that count towards the limit.
     open: Cell<usize>,
-    /// How many have given theirs back.
+    /// Number of connections that no longer count towards the limit.
     left: Cell<u64>,
-    /// How many descriptors of connections are closed.
+    /// Number of connections whose file descriptor is closed.
     closed: Cell<u64>,
-    /// Who waits for a place, or for a descriptor.
+    /// The task that waits for a free place or a free file descriptor.
     waiting_for_end: Cell<Option<Waker>>,
 }
 
-/// Where somebody stands among those who wait for the drain, and one more: every connection has room for one, which
-/// this halves.
+/// A task's key in the list of those that wait for the drain, plus 1. The 1 makes an `Option` of it half as large, and
+/// every connection holds one.
 #[derive(Clone, Copy)]
 pub(super) struct WaitingKey(NonZeroU32);
 
-/// How long a connection is quiet before it ends during a drain: in milliseconds, and one more. Every connection has room
-/// for one, which this makes a quarter.
+/// How long a connection must be quiet before it ends during a drain: milliseconds, plus 1. The 1 makes an `Option` of
+/// it a quarter as large, and every connection holds one.
 #[derive(Clone, Copy)]
 pub(super) struct Quiet(NonZeroU32);
 
@@ -58,7 +58,7 @@ impl Terms {
         }
     }
 
-    /// Reads the clock: what is noted by it is never earlier than what it stands for.
+    /// Reads the clock. A time that is recorded with it is never earlier than its event.
     pub(super) fn nanos_now(&self) -> u64 {
         time::now_or_system()
             .saturating_duration_since(self.started)
@@ -69,24 +69,24 @@ impl Terms {
         self.started + Duration::from_nanos(nanos)
     }
 
-    /// How long ago `nanos` was.
+    /// Time since `nanos`.
     pub(super) fn since(&self, nanos: u64) -> Duration {
         Duration::from_nanos(self.nanos_now().saturating_sub(nanos))
     }
 
-    /// A connection takes a place.
+    /// A connection now counts towards the limit.
     pub(super) fn take_place(&self) {
         self.open.set(self.open.get() + 1);
     }
 
-    /// A connection gives its place back.
+    /// A connection no longer counts towards the limit.
     pub(super) fn give_place(&self) {
         self.open.set(self.open.get() - 1);
         self.left.set(self.left.get() + 1);
         self.wake_waiting();
     }
 
-    /// A connection is dropped. Whoever is woken runs later, when its stream is closed.
+    /// A connection is being dropped. The woken task runs later, when the stream is closed.
     pub(super) fn disconnected(&self) {
         self.closed.set(self.closed.get() + 1);
         self.wake_waiting();
@@ -98,17 +98,17 @@ impl Terms {
         }
     }
 
-    /// How many connections hold a place.
+    /// Number of connections that count towards the limit.
     pub(crate) fn open(&self) -> usize {
         self.open.get()
     }
 
-    /// How many descriptors of connections are closed so far.
+    /// Number of file descriptors of connections that were closed so far.
     pub(crate) fn closed(&self) -> u64 {
         self.closed.get()
     }
 
-    /// Wakes `waker` when the next place or descriptor is free.
+    /// Wakes `waker` when the next place or file descriptor becomes free.
     pub(crate) fn wake_at_next_end(&self, waker: &Waker) {
         self.waiting_for_end.set(Some(waker.clone()));
     }
@@ -124,7 +124,7 @@ impl Terms {
         self.closing.get()
     }
 
-    /// Ready when the server drains. Otherwise the task is woken when it does; `key` is its place among those who wait.
+    /// Ready when the server drains. Otherwise the task is woken at the drain; `key` is its entry in the list.
     pub(super) fn poll_closing(&self, key: &mut Option<WaitingKey>, cx: &Context<'_>) -> Poll<()> {
         if self.closing.get() {
             *key = None;
@@ -139,20 +139,20 @@ impl Terms {
                 None
             }
         };
-        // Dropped after the borrow, since dropping a task's last waker may run code of anybody's.
+        // Dropped after the borrow, because dropping a task's last waker may run a destructor of any kind.
         drop(waiting);
         drop(before);
         Poll::Pending
     }
 
-    /// Waits no longer.
+    /// Removes a task from the list of waiting tasks.
     pub(super) fn forget(&self, key: WaitingKey) {
         // After `close` the list is empty.
         let waker = self.waiting.borrow_mut().try_remove(key.index());
         drop(waker);
     }
 
-    /// Resolves every [`Closing`], now and from now on.
+    /// Resolves every [`Closing`], existing and future ones.
     pub(crate) fn close(&self) {
         self.closing.set(true);
         let waiting = self.waiting.take();
@@ -180,7 +180,7 @@ impl WaitingKey {
 }
 
 impl Quiet {
-    /// `duration` to the next millisecond, 49 days at most.
+    /// `duration`, rounded up to milliseconds; at most 49 days.
     pub(super) fn new(duration: Duration) -> Quiet {
         let millis = duration.as_nanos().div_ceil(1_000_000);
         let millis = u32::try_from(millis).unwrap_or(u32::MAX);

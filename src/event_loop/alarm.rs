@@ -10,8 +10,8 @@ use smol::Timer;
 
 /// The one smol timer that wakes the sleeping loop for its own timers.
 ///
-/// It is set when the loop goes to sleep, and only to an earlier instant than before: when the earliest timer was
-/// cancelled, the loop wakes once for nothing, which is cheaper than setting it anew each time.
+/// It is set before the loop sleeps, and only if the new time is earlier. If the earliest timer was cancelled, the loop
+/// wakes up once without need. This is cheaper than setting the alarm before each sleep.
 pub(super) struct Alarm {
     timer: Timer,
     deadline: Option<Instant>,

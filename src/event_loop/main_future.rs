@@ -1,4 +1,4 @@
-//! The main future's turn among the tasks.
+//! Schedules the main future among the tasks.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -12,11 +12,11 @@ use smol::Task;
 use crate::executor::Executor;
 use crate::task_table::{Entry, SlowPolls};
 
-/// The main future. It is no task, since it need not be `'static`; but it has its turn as one: a task stands in for it
-/// in the queue of the ready.
+/// The main future. It cannot be a task, because it does not have to be `'static`. But it is scheduled like a task: a
+/// task stands in for it in the queue of ready tasks.
 pub(super) struct Main<'r, F> {
     pub(super) future: Pin<&'r mut F>,
-    /// Set when it is the main future's turn: the waker of the task that stands in for it.
+    /// Set when the main future is due: the waker of the task that stands in for it.
     pub(super) turn: Rc<Cell<Option<Waker>>>,
     pub(super) entry: Arc<Entry>,
     pub(super) slow_polls: &'r SlowPolls,

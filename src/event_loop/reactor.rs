@@ -1,4 +1,4 @@
-//! The start of smol's reactor, and whether this process is the one that has its thread.
+//! Starts smol's reactor, and checks whether the reactor's thread belongs to this process.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -13,8 +13,8 @@ static PROCESS: OnceLock<u32> = OnceLock::new();
 
 /// Starts smol's reactor and its thread, once in a process.
 ///
-/// They start by themselves on first use, but panic when the system refuses. So we first see whether as many
-/// descriptors (its epoll, eventfd and timerfd, and one to spare) and a thread can be had.
+/// The reactor starts by itself on first use, but panics if the system refuses. So this first checks that there are
+/// enough file descriptors (its epoll, eventfd and timerfd, and a spare one), and that a thread can be started.
 pub(super) fn start() -> io::Result<()> {
     check_process()?;
     if PROCESS.get().is_none() {
@@ -27,13 +27,13 @@ pub(super) fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// An error if the system lets this process have no further thread.
+/// Returns an error if this process cannot start another thread.
 pub(crate) fn check_threads() -> io::Result<()> {
     thread::Builder::new().spawn(|| ())?.join().ok();
     Ok(())
 }
 
-/// An error in a process that was forked after the start: there the reactor would be waited for forever.
+/// Returns an error in a process that was forked after the start: a wait for the reactor would never end there.
 pub(super) fn check_process() -> io::Result<()> {
     match PROCESS.get() {
         Some(&started_in) if started_in != process::id() => Err(io::Error::other(

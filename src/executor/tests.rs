@@ -1,4 +1,4 @@
-//! The executor by itself, also under Miri: async-executor's own tests in our words, and wakes from other threads.
+//! Tests of the executor alone, also under Miri: async-executor's own tests, adapted, and wakes from other threads.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn, ready};
@@ -22,7 +22,7 @@ impl Executor {
         self.spawn(future, || ())
     }
 
-    /// Runs what is ready, as one turn.
+    /// Runs the ready tasks, as one turn.
     fn turn(&self) {
         let _entered = self.enter(Waker::noop().clone());
         self.begin_turn();
@@ -31,7 +31,7 @@ impl Executor {
     }
 }
 
-/// Counts its drops, and remembers the thread of the last.
+/// Counts its drops, and stores the thread of the last drop.
 #[derive(Clone, Default)]
 struct Drops(Rc<Cell<u32>>, Rc<Cell<Option<ThreadId>>>);
 
@@ -241,7 +241,7 @@ fn the_end_drops_every_future_on_its_thread_whatever_other_threads_do() {
                     while !is_over.load(Ordering::Relaxed) {
                         wakers.iter().for_each(Waker::wake_by_ref);
                     }
-                    // After the end, too, and the last reference to a task may go here.
+                    // Also after the end. This may drop the last reference to a task.
                     wakers.into_iter().for_each(Waker::wake);
                 });
             }
@@ -376,7 +376,7 @@ fn the_end_waits_for_a_task_that_another_thread_is_about_to_queue() {
     let (is_marked, marked) = mpsc::channel();
     let (go, may_go) = mpsc::channel();
     let (own, may_go) = (thread::current().id(), Mutex::new(may_go));
-    // Called with the task marked as one that is queued, and not in a queue yet.
+    // At this call the task is marked as queued, but it is not in a queue yet.
     let woken = move || {
         if thread::current().id() != own {
             is_marked.send(()).unwrap();

@@ -1,4 +1,4 @@
-//! A fault, and the words that it is written in: `KIND=VALUE[@SHARE]`.
+//! A fault and its text form: `KIND=VALUE[@SHARE]`.
 
 use std::error::Error;
 use std::fmt;
@@ -6,10 +6,10 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A share of all connections.
+/// The share that means all connections.
 const ALL: u32 = 1_000_000;
 
-/// One fault of each kind, as it is written.
+/// One fault of each kind, in its text form.
 pub const EXAMPLES: [&str; 10] = [
     "delay=50ms..200ms",
     "rate=10kB",
@@ -43,55 +43,57 @@ const BYTES: [(&str, u64); 9] = [
     ("GiB", 1 << 30),
 ];
 
-/// A fault, and the share of the connections that it befalls.
+/// A fault, and the share of the connections that get it.
 ///
-/// It is parsed from `KIND=VALUE[@SHARE]`, such as `reset-after=5000@5%`, and displays so. A value may be a range with
-/// both of its ends: `delay=50ms..200ms`. Times have a unit (`ns`, `us`, `ms`, `s`, `min`). Bytes may have one (`kB`,
-/// `MB`, `GB`, `KiB`, `MiB`, `GiB`). Without a share, the fault befalls all connections.
+/// It is parsed from `KIND=VALUE[@SHARE]`, such as `reset-after=5000@5%`, and displays in the same form. A value may be
+/// a range that includes both ends: `delay=50ms..200ms`. Times have a unit (`ns`, `us`, `ms`, `s`, `min`). Bytes may
+/// have a unit (`kB`, `MB`, `GB`, `KiB`, `MiB`, `GiB`). Without a share, all connections get the fault.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     pub(super) kind: Kind,
-    /// In a million.
+    /// The share in millionths.
     pub(super) share: u32,
 }
 
-/// What happens. A *reply* is what one write of the handler is given, with what the write leaves over.
+/// The effect of a fault. A *reply* is the data of one write of the handler, including the rest that this write left
+/// over.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Kind {
-    /// `delay=50ms..200ms`: each reply waits, for a time of its own. The handler waits with it, so that order is kept.
+    /// `delay=50ms..200ms`: each reply waits for its own time. The handler waits, too, so the order is kept.
     Delay(RangeInclusive<Duration>),
-    /// `rate=10kB`: replies trickle at so many bytes a second. A handler that answers what it reads then reads no faster.
+    /// `rate=10kB`: at most this many bytes of replies a second. So a handler that answers its input also reads no
+    /// faster.
     Rate(RangeInclusive<u64>),
-    /// `slice=1..7/10ms`: a reply goes out in pieces of so many bytes, each with a write of its own, and with a pause
-    /// between two. Without a pause the systems on the way may join the pieces again.
+    /// `slice=1..7/10ms`: a reply goes out in pieces of this many bytes, each with its own write, and with a pause
+    /// between two pieces. Without a pause, the systems on the way may join the pieces again.
     Slice {
-        /// The length of a piece.
+        /// The length of a piece, in bytes.
         bytes: RangeInclusive<u64>,
         /// The pause between two pieces of a reply.
         pause: RangeInclusive<Duration>,
     },
-    /// `close-after=5000`: after so many bytes of replies the connection ends in an orderly way. The handler reads the end
-    /// of input, and what it still writes is dropped.
+    /// `close-after=5000`: after this many bytes of replies, the connection closes normally. The handler reads end of
+    /// input, and its later writes are dropped.
     CloseAfter(RangeInclusive<u64>),
-    /// `reset-after=5000`: after so many bytes of replies the connection is reset (RST). The handler's reads and writes
-    /// fail with `ConnectionReset`.
+    /// `reset-after=5000`: after this many bytes of replies, the connection is reset (RST). The handler's reads and
+    /// writes fail with `ConnectionReset`.
     ResetAfter(RangeInclusive<u64>),
-    /// `silent-after=5000`: after so many bytes of replies the handler reads on, and what it writes is dropped.
+    /// `silent-after=5000`: after this many bytes of replies, the handler still reads, but its writes are dropped.
     SilentAfter(RangeInclusive<u64>),
-    /// `stall-after=5000`: after so many bytes of replies reads and writes wait for ever.
+    /// `stall-after=5000`: after this many bytes of replies, reads and writes wait for ever.
     StallAfter(RangeInclusive<u64>),
-    /// `close-delay=2s`: the write half closes so much later than the handler closes it. A handler that only drops the
-    /// stream closes it at once.
+    /// `close-delay=2s`: the write half closes this much later than the handler closes it. If the handler only drops
+    /// the stream, the stream closes at once.
     CloseDelay(RangeInclusive<Duration>),
     /// `refuse`: the connection is reset at the handler's first read or write.
     Refuse,
-    /// `corrupt=1`: so many bytes in a thousand have a flipped bit.
+    /// `corrupt=1`: this many bytes in a thousand have a flipped bit.
     Corrupt(RangeInclusive<u64>),
 }
 
 impl Fault {
-    /// A fault that befalls `percent` of the connections, in steps of a ten-thousandth.
+    /// A fault for `percent` of the connections, in steps of a ten-thousandth of a percent.
     ///
     /// # Panics
     ///
@@ -108,13 +110,13 @@ impl Fault {
 }
 
 impl From<Kind> for Fault {
-    /// A fault that befalls all connections.
+    /// A fault for all connections.
     fn from(kind: Kind) -> Fault {
         Fault { kind, share: ALL }
     }
 }
 
-/// The error of a text that is no [`Fault`]. It says what is accepted, in one line.
+/// The error for a text that is not a [`Fault`]. One line that says which forms are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseError(String);
 
@@ -149,18 +151,18 @@ impl FromStr for Fault {
     }
 }
 
-/// What is accepted of a kind, or which kinds there are.
+/// The accepted values of a kind, or the list of the kinds.
 fn expected(name: &str) -> String {
     let what = match name {
         "delay" | "close-delay" => "a time with its unit, or a range: NAME=100ms, NAME=0.5s..2s",
-        "rate" => "bytes a second, from 1 on, or a range: NAME=5000, NAME=10kB, NAME=1MiB..2MiB",
-        "slice" => "bytes from 1 on, or a range, and a pause: NAME=5, NAME=1..7, NAME=1..7/10ms",
+        "rate" => "bytes a second, at least 1, or a range: NAME=5000, NAME=10kB, NAME=1MiB..2MiB",
+        "slice" => "at least 1 byte, or a range, and a pause: NAME=5, NAME=1..7, NAME=1..7/10ms",
         "close-after" | "reset-after" | "silent-after" | "stall-after" => {
             "bytes of replies, or a range: NAME=5000, NAME=10kB, NAME=1kB..64KiB"
         }
         "refuse" => "NAME alone, without a value",
         "corrupt" => "bytes in a thousand, up to 1000, or a range: NAME=1, NAME=1..10",
-        _ => return format!("expected one such as {}", EXAMPLES.join(", ")),
+        _ => return format!("expected a fault such as {}", EXAMPLES.join(", ")),
     };
     format!("expected {}", what.replace("NAME", name))
 }
@@ -195,7 +197,7 @@ fn times(text: &str) -> Option<RangeInclusive<Duration>> {
     Some(Duration::from_nanos(least)..=Duration::from_nanos(most))
 }
 
-/// `1..7`, with both of its ends, or a single value.
+/// `1..7`, including both ends, or a single value.
 fn range(
     text: &str,
     units: &[(&str, u64)],
@@ -206,7 +208,7 @@ fn range(
     (least <= most && within.contains(&least) && within.contains(&most)).then_some(least..=most)
 }
 
-/// A number, with a fraction or without, and its unit. None if that is no whole number of the smallest unit.
+/// A number, with or without a fraction, and its unit. `None` if it is not a multiple of the smallest unit.
 fn quantity(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(end.unwrap_or(text.len()));
@@ -272,7 +274,7 @@ fn written<T: PartialEq>(range: &RangeInclusive<T>, write: impl Fn(&T) -> String
     }
 }
 
-/// In the largest unit, up to seconds, that needs no fraction.
+/// The time in the largest unit, up to seconds, that needs no fraction.
 fn time(time: &Duration) -> String {
     let nanos = time.as_nanos();
     let units = TIMES[..4].iter().rev();

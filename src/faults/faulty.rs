@@ -1,7 +1,7 @@
-//! A stream that does what was drawn for it.
+//! A stream with the faults that were drawn for it.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::ops::RangeInclusive;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use crate::time::{self, Sleep};
 use super::fault::Kind;
 use super::plan::{Dice, Drawn};
 
-/// How much of its rate a reply may use at once.
+/// A reply with a rate may send the bytes of this time at once.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The most bytes that are corrupted at once.
@@ -24,15 +24,15 @@ const CORRUPTED_MAX: usize = 16 * 1024;
 
 /// A stream with faults: any `AsyncRead + AsyncWrite`, such as a [`Connection`] over a socket or in memory.
 ///
-/// Its faults act on what is written to it. Its waits are timers of the running loop, so that a test clock passes over
-/// them. The faults need no task of their own: they act when the stream is polled.
+/// Its faults change the data that is written to it. Its waits are timers of the running loop, so a test clock skips
+/// them. The faults need no separate task: they act when the stream is polled.
 ///
-/// What is drawn for the n-th reply or for the n-th byte depends on n alone. How the peer's input falls into chunks
-/// decides how many replies an echo makes of it, and so which reply has which delay and where slices begin.
+/// The faults of the n-th reply or n-th byte depend only on n. The chunks in which the peer's input arrives decide how
+/// many replies an echo makes. So they also decide which reply has which delay, and where slices begin.
 ///
-/// - Dropping a read or a write that waits loses no byte. The wait goes on with the next write.
-/// - Dropping the stream drops what it wraps, without a wait.
-/// - Errors are those of the stream, and `ConnectionReset` from the reset on.
+/// - Dropping a waiting read or write loses no byte. The wait continues with the next write.
+/// - Dropping the stream drops the wrapped stream at once.
+/// - Errors are those of the stream, and `ConnectionReset` after a reset.
 ///
 /// # Panics
 ///
@@ -44,22 +44,22 @@ pub struct Faulty<S> {
     /// In bytes a second.
     rate: Option<u64>,
     slice: Option<Slice>,
-    /// So many bytes in a thousand.
+    /// This many bytes in a thousand.
     corrupt: Option<(u64, Dice)>,
-    /// After how many bytes of replies there is an end, and which.
+    /// Number of bytes of replies before the end, and the kind of the end.
     end: Option<(u64, End)>,
     close_delay: Option<Duration>,
 
-    /// How many bytes of replies went out.
+    /// Number of bytes of replies that were sent.
     sent: u64,
-    /// How many replies and how many pieces have begun.
+    /// Number of replies and of pieces that have begun.
     replies: u64,
     pieces: u64,
-    /// How many bytes of a reply the last write left over.
+    /// Number of bytes of a reply that the last write left over.
     left: usize,
-    /// How many bytes may go out before the next pause.
+    /// Number of bytes that may be sent before the next pause.
     piece: u64,
-    /// Until when the last pause was.
+    /// The end of the last pause.
     due: Option<Instant>,
     pause: Option<Sleep>,
     /// The write half is closed, or the connection is reset.
@@ -81,10 +81,11 @@ enum End {
 }
 
 impl Faulty<Connection> {
-    /// A connection with the faults that were drawn for it. They stand in its server's line and count in its report.
+    /// A connection with the faults that were drawn for it. The server's line for the connection names them, and its
+    /// report counts the connection.
     ///
-    /// A reset waits until the peer's system has taken what was written, 90 s at most. Unix sockets know no reset:
-    /// there, both halves are closed.
+    /// A reset waits until the peer's kernel has taken the written data, but at most 90 s. Unix sockets have no reset:
+    /// instead, both halves are closed.
     pub fn connection(connection: Connection, drawn: Drawn) -> Faulty<Connection> {
         if !drawn.is_empty() {
             connection.note_faults(drawn.to_string());
@@ -94,8 +95,8 @@ impl Faulty<Connection> {
 }
 
 impl<S> Faulty<S> {
-    /// A stream with the faults that were drawn for it. A reset only fails its reads and writes, unless
-    /// [`on_reset`](Faulty::on_reset) says more.
+    /// A stream with the faults that were drawn for it. A reset only makes its reads and writes fail, unless
+    /// [`on_reset`](Faulty::on_reset) sets an action.
     pub fn new(stream: S, drawn: Drawn) -> Faulty<S> {
         let mut faulty = Faulty {
             stream,
@@ -132,19 +133,19 @@ impl<S> Faulty<S> {
         faulty
     }
 
-    /// How the stream is reset: polled until it is ready, once.
+    /// Sets the action that resets the stream. It is polled until it is ready, once.
     #[must_use]
     pub fn on_reset(mut self, reset: fn(&mut S, &mut Context<'_>) -> Poll<()>) -> Faulty<S> {
         self.reset = reset;
         self
     }
 
-    /// The stream itself, without its faults.
+    /// The wrapped stream, without its faults.
     pub fn get_ref(&self) -> &S {
         &self.stream
     }
 
-    /// The first of several ends counts.
+    /// If there are several ends, the first one counts.
     fn end_after(&mut self, bytes: u64, end: End) {
         if self.end.is_none_or(|(before, _)| bytes < before) {
             self.end = Some((bytes, end));
@@ -153,7 +154,13 @@ impl<S> Faulty<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Faulty<S> {
-    /// Ready with the end that has come, if one has. Brings it about first.
+    /// Waits for the time of `close-delay`, once, and closes nothing. For a handler that leaves the close to its server,
+    /// which then knows better how to end the connection.
+    pub async fn delay_close(&mut self) {
+        poll_fn(|cx| self.poll_close_delay(cx)).await;
+    }
+
+    /// Ready with the end of the stream, if it is reached. Performs the end first.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<End>>> {
         let due = self.end.filter(|(bytes, _)| self.sent >= *bytes);
         match due.map(|(_, end)| end) {
@@ -176,13 +183,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Faulty<S> {
         if self.is_over {
             return Poll::Ready(Ok(()));
         }
-        if let Some(delay) = self.close_delay.take() {
-            self.pause = Some(time::sleep(delay));
-        }
-        ready!(self.poll_pause(cx));
+        ready!(self.poll_close_delay(cx));
         ready!(Pin::new(&mut self.stream).poll_close(cx))?;
         self.is_over = true;
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_close_delay(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(delay) = self.close_delay.take() {
+            self.pause = Some(time::sleep(delay));
+        }
+        self.poll_pause(cx)
     }
 
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -193,7 +204,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Faulty<S> {
         Poll::Ready(())
     }
 
-    /// Decides how much of a reply, of which `length` bytes are left, goes out next, and sets the pause before that.
+    /// Decides how much of a reply goes out next, and sets the pause before it. `length` bytes of the reply are left.
     fn begin_piece(&mut self, length: usize) {
         let mut pause = Duration::ZERO;
         self.piece = length as u64;
@@ -226,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Faulty<S> {
             pause += Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         }
         if !pause.is_zero() {
-            // A timer that fired late shortens the next pause, so that the rate is kept.
+            // If a timer fired late, the next pause is shorter, so that the rate is kept.
             let last = self.due.filter(|_| !begins_reply);
             let late = last.map_or(Duration::ZERO, |due| time::now().duration_since(due));
             let late = Some(late).filter(|late| *late <= TICK).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Which faults a server has, and which of them befall a connection.
+//! The faults of a server, and the draw that decides which connection gets them.
 
 use std::fmt;
 use std::mem;
@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use super::fault::{Fault, Kind};
 
-/// The faults of a server, with the seed that they are drawn from.
+/// The faults of a server, with the seed for the draws.
 #[derive(Debug, Clone)]
 pub struct Plan {
     seed: u64,
@@ -25,14 +25,16 @@ impl Plan {
         }
     }
 
-    /// Draws what befalls the connection with the number `ordinal`, counted from 1 as they are accepted.
+    /// Draws the faults of the connection with the number `ordinal`. Connections are counted from 1, in the order of
+    /// accepts.
     ///
-    /// The result depends on the seed, the faults and `ordinal` alone. When several faults of one kind befall the same
-    /// connection, the last of them counts. Another fault at the end of the plan changes no draw of those before it.
+    /// The result depends only on the seed, the faults and `ordinal`. If a connection gets several faults of one kind,
+    /// the last of them counts. Another fault at the end of the plan does not change the draws for the faults before
+    /// it.
     ///
     /// # Panics
     ///
-    /// If a range was built in code with its ends the wrong way round.
+    /// If a range that was built in code has its larger end first.
     pub fn draw(&self, ordinal: u64) -> Drawn {
         let connection = Dice(self.seed).child(ordinal);
         let mut faults: Vec<(Kind, Dice)> = Vec::new();
@@ -61,7 +63,7 @@ impl fmt::Display for Plan {
     }
 }
 
-/// What befalls a connection, drawn by [`Plan::draw`]. Displays as `#12 fault reset-after=5000`.
+/// The faults of a connection, drawn by [`Plan::draw`]. Displays as `#12 fault reset-after=5000`.
 #[derive(Debug, Clone)]
 pub struct Drawn {
     ordinal: u64,
@@ -69,7 +71,7 @@ pub struct Drawn {
 }
 
 impl Drawn {
-    /// Whether nothing befalls the connection.
+    /// Whether the connection has no faults.
     pub fn is_empty(&self) -> bool {
         self.faults.is_empty()
     }
@@ -89,7 +91,7 @@ impl fmt::Display for Drawn {
 }
 
 impl Kind {
-    /// With a value in place of a range, where that holds for the whole connection.
+    /// The fault with a value in place of a range, if this value holds for the whole connection.
     fn drawn(&self, random: &mut Rng) -> Kind {
         let mut bytes = |range: &RangeInclusive<u64>| {
             let value = random.u64(range.clone());
@@ -116,17 +118,17 @@ fn time_in(range: &RangeInclusive<Duration>, random: &mut Rng) -> Duration {
     Duration::from_nanos(random.u64(nanos(range.start())..=nanos(range.end())))
 }
 
-/// Draws by number: what the n-th draw is depends on no other draw.
+/// Draws by number: the n-th draw does not depend on the other draws.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dice(u64);
 
 impl Dice {
-    /// What the `n`-th draw is made from.
+    /// The random bits of the `n`-th draw.
     pub(super) fn at(self, n: u64) -> Rng {
         Rng::with_seed(self.child(n).0)
     }
 
-    /// Other dice, of the same seed.
+    /// Independent dice with the same seed.
     fn child(self, n: u64) -> Dice {
         let mut random = Rng::with_seed(self.0 ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         Dice(random.u64(..))

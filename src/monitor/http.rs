@@ -16,11 +16,11 @@ const PAGE: &str = include_str!("page.html");
 /// The most bytes of headers.
 const HEADERS_MAX: usize = 16 * 1024;
 
-/// Nothing from elsewhere, and nobody may show the page inside of another. The script is known by its hash.
+/// The page may load nothing from other places, and no other page may embed it. The script is identified by its hash.
 const POLICY: &str = "default-src 'none'; script-src 'sha256-GmMEZ7I9KET+fg4dio6G49TAT6caP4OSAh9jlXH2leo='; style-src 'unsafe-inline'; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the headers say, as far as we ask.
+/// The headers that matter here.
 struct Headers {
     foreign_host: bool,
     /// The connection ends after this request: the peer asks for that, or a body follows, which nobody reads.
@@ -126,8 +126,8 @@ fn read_headers(
     }
 }
 
-/// Whether a `Host` is an address, or the name that nobody else can own. A page elsewhere could have a name of its own
-/// lead to us (DNS rebinding), and the browser would let it read what we answer.
+/// Whether a `Host` is an address, or a name that nobody else can own. Another website could let its own name point to
+/// this address (DNS rebinding). The browser would then let that website read the answers.
 fn is_own(host: &str) -> bool {
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     if let Some((ip, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {

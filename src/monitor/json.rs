@@ -1,4 +1,4 @@
-//! What the monitor shows as JSON. Times are in seconds.
+//! The answers of the monitor as JSON. Times are in seconds.
 
 use std::fmt::Write as _;
 

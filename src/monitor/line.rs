@@ -1,10 +1,10 @@
-//! How the monitor reads: a line at a time, until a deadline.
+//! Reads a request line for the monitor, until a deadline.
 
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpStream;
 use std::time::Instant;
 
-/// Reads a line with its end, or without where `max` bytes or the end of input come first.
+/// Reads a line including its end. Stops without a line end after `max` bytes or at the end of input.
 pub(super) fn read_line(
     reader: &mut BufReader<&TcpStream>,
     max: usize,

@@ -1,9 +1,9 @@
-//! What may be asked of the monitor: a line of text.
+//! The requests to the monitor: lines of text.
 
 /// The longest request, in bytes, with its end.
 pub(super) const REQUEST_MAX: usize = 256;
 
-/// A line that somebody sent to the monitor.
+/// A line that a client sent to the monitor.
 #[derive(Debug, PartialEq)]
 pub(super) enum Request<'a> {
     Ps,
@@ -14,7 +14,7 @@ pub(super) enum Request<'a> {
     Http(HttpRequest<'a>),
     /// Text, but none of the above.
     Unknown,
-    /// Too long, or no text.
+    /// Too long, or not valid text.
     Refused,
 }
 
@@ -49,7 +49,7 @@ impl Request<'_> {
     }
 }
 
-/// A GET may lack its version, as in HTTP 0.9; any other method is known by it.
+/// A GET may have no version, as in HTTP 0.9. Other methods need the version.
 fn http(text: &str) -> Option<HttpRequest<'_>> {
     let mut words = text.split_ascii_whitespace();
     let (method, path) = (words.next()?, words.next()?);

@@ -1,4 +1,4 @@
-//! What the monitor shows as text: to people, and to Prometheus.
+//! The answers of the monitor as text: for people and for Prometheus.
 
 use std::fmt::Write as _;
 
@@ -23,7 +23,7 @@ pub(super) fn ps(tasks: &[TaskInfo]) -> String {
     for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
-            // What is cut is the beginning: the end of a path tells more.
+            // The beginning is cut off, because the end of a path tells more.
             let cut = cell.chars().count().saturating_sub(width);
             let shown: String = cell.chars().skip(cut).collect();
             write!(line, "{shown:<width$}  ").expect("a String takes everything");
@@ -34,7 +34,7 @@ pub(super) fn ps(tasks: &[TaskInfo]) -> String {
     table
 }
 
-/// The columns of [`ps`], with how wide they may get.
+/// The columns of [`ps`], with their maximum widths.
 const COLUMNS: [(&str, usize); 11] = [
     ("ID", 8),
     ("STATE", 7),

@@ -1,4 +1,4 @@
-//! How a server accepts: from which of its listeners, and what the connections are given.
+//! Accepting: the order of the listeners, and the options that connections inherit.
 
 use std::io;
 use std::net::TcpListener;
@@ -28,19 +28,19 @@ use super::listener::{ConnectionOptions, Listener, Socket, SocketFile};
 /// The listeners that a server accepts from.
 pub(super) struct Listeners {
     listeners: Vec<Serving>,
-    /// Whose turn it is, so that a busy one does not shut out the others.
+    /// The index of the listener to try first, so that a busy listener does not shut out the others.
     next: usize,
 }
 
-/// A listener in the reactor.
+/// A listener that is registered with the reactor.
 struct Serving {
-    /// Held for its drop, which comes before the socket's.
+    /// Kept only for its drop, which comes before the socket's.
     _file: Option<SocketFile>,
     socket: AsyncSocket,
-    /// The last accept found nothing, so that an event comes before the next.
+    /// The last accept found no connection, so the next one waits for an event.
     waiting: bool,
-    /// Until the kernel's queue was empty once: the connections that were complete before the listener had its options
-    /// have inherited none.
+    /// Options to set on accepted connections, until the kernel's queue was empty once. Connections that were complete
+    /// before the listener had its options have inherited none.
     old_queue: Option<ConnectionOptions>,
 }
 
@@ -51,18 +51,19 @@ enum AsyncSocket {
     Memory(QueueEnd),
 }
 
-/// What [`Listeners::poll_accept`] brings.
+/// The result of [`Listeners::poll_accept`].
 pub(super) enum Accepted {
     Tcp(async_net::TcpStream, Address),
     Unix(async_net::unix::UnixStream, Address),
     #[cfg(feature = "testing")]
     Pipe(Pipe),
-    /// The connection is there, but the system has no resources to watch it. It is closed.
+    /// A connection that was accepted, but could not be registered with the reactor for lack of resources. It is
+    /// closed.
     Unwatchable(Address, io::Error),
 }
 
 impl Listeners {
-    /// Puts the listeners into the reactor, and gives them the options that their connections inherit.
+    /// Registers the listeners with the reactor, and sets the options that their connections inherit.
     pub(super) fn new(
         listeners: Vec<Listener>,
         options: ConnectionOptions,
@@ -89,7 +90,7 @@ impl Listeners {
         Ok(Listeners { listeners, next: 0 })
     }
 
-    /// Accepts from a queue in memory, too.
+    /// Also accepts from a queue in memory.
     #[cfg(feature = "testing")]
     pub(super) fn add_queue(&mut self, queue: QueueEnd, options: ConnectionOptions) {
         queue.0.options.set(Some(options));
@@ -101,7 +102,7 @@ impl Listeners {
         });
     }
 
-    /// Whether one of them is a socket, and not in memory.
+    /// Whether at least one of them is a socket, and not in memory.
     pub(super) fn has_sockets(&self) -> bool {
         let is_socket = |serving: &Serving| match serving.socket {
             AsyncSocket::Tcp(_) | AsyncSocket::Unix(_) => true,
@@ -111,12 +112,13 @@ impl Listeners {
         self.listeners.iter().any(is_socket)
     }
 
-    /// Closes the listeners: from now on the system refuses connections to them.
+    /// Closes the listeners: from now on the system refuses new connections.
     pub(super) fn close(&mut self) {
         self.listeners.clear();
     }
 
-    /// Accepts a connection that waits in a kernel's queue, of which the reactor may not have told yet. None if there is none.
+    /// Accepts a connection from a kernel's queue, even if the reactor has not reported it yet. `None` if the queues
+    /// are empty.
     pub(super) fn accept_queued(&self) -> Option<io::Result<Accepted>> {
         self.listeners.iter().find_map(|serving| {
             let accepted = serving.socket.accept(serving.old_queue.as_ref());
@@ -126,7 +128,7 @@ impl Listeners {
         })
     }
 
-    /// Accepts from whichever listener has a connection, in turn.
+    /// Accepts a connection from any listener. The listeners take turns.
     pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         for _ in 0..self.listeners.len() {
             self.next = (self.next + 1) % self.listeners.len();
@@ -167,7 +169,7 @@ impl Accepted {
                 addr
             }
             #[cfg(feature = "testing")]
-            Accepted::Pipe(_) => &Address::Unknown,
+            Accepted::Pipe(pipe) => pipe.peer_addr(),
         }
     }
 
@@ -194,7 +196,7 @@ impl AsyncSocket {
             AsyncSocket::Tcp(listener) => {
                 let (socket, peer_addr) = platform::accept(listener.get_ref())?;
                 if let Some(options) = old_queue {
-                    // Can fail on a broken socket only, whose next read tells.
+                    // This fails only on a broken socket, and the next read returns the error.
                     options.set(&socket).ok();
                 }
                 let peer_addr = peer_addr.map_or(Address::Unknown, Address::Tcp);
@@ -219,14 +221,14 @@ impl AsyncSocket {
     }
 }
 
-/// What an error of `accept` is about, and so what to do.
+/// The cause of an `accept` error, which decides the reaction.
 #[derive(Debug, PartialEq)]
 pub(super) enum AcceptError {
-    /// One connection, which failed before we had it: go on with the next.
+    /// A single connection failed before it was accepted: accept the next one.
     Connection,
-    /// The process or the system, which has no descriptors or memory left: wait.
+    /// The process or the system has no file descriptors or memory left: wait.
     Resources,
-    /// The listener: it is over.
+    /// The listener is broken: end.
     Listener,
 }
 
@@ -236,8 +238,8 @@ impl AcceptError {
             Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                 AcceptError::Resources
             }
-            // PERM is a firewall's no. From NETDOWN on: Linux passes a pending error of the new socket's network on.
-            // OPNOTSUPP could be one of these, too, but for ever comes from a socket that is not for accepting.
+            // PERM: a firewall forbids the connection. From NETDOWN on: Linux passes on a pending network error of the
+            // new socket. OPNOTSUPP could also be such an error, but a socket that cannot accept returns it for ever.
             Some(
                 Errno::CONNABORTED
                 | Errno::PROTO
@@ -264,11 +266,11 @@ pub(crate) struct Queue {
     backlog: Cell<usize>,
     acceptor: RefCell<Option<Waker>>,
     closed: Cell<bool>,
-    /// What a connection inherits.
+    /// The options that connections inherit.
     options: Cell<Option<ConnectionOptions>>,
-    /// With which error accepts fail, and how many of them.
+    /// The errors of the next accepts, each with the number of accepts that fail with it.
     failures: RefCell<VecDeque<(Errno, u64)>>,
-    /// How many connections there may be that were accepted, and what each of them holds a part of.
+    /// The maximum number of accepted connections, and the reference that each of them holds.
     descriptors_max: Cell<usize>,
     descriptors: Rc<()>,
 }
@@ -296,7 +298,7 @@ impl Queue {
         if self.closed.get() {
             return Err(Errno::CONNREFUSED.into());
         }
-        // Linux lets in one more.
+        // Linux accepts one connection more than the backlog.
         if self.waiting.borrow().len() > self.backlog.get() {
             return Err(Errno::AGAIN.into());
         }
@@ -336,7 +338,7 @@ impl Queue {
         if let Some(error) = self.next_failure() {
             return Err(error.into());
         }
-        // The descriptor comes before the look into the queue (accept4).
+        // As in accept4, the file descriptor is allocated before the queue is checked.
         if Rc::strong_count(&self.descriptors) > self.descriptors_max.get() {
             return Err(Errno::MFILE.into());
         }
@@ -346,7 +348,7 @@ impl Queue {
         Ok(pipe)
     }
 
-    /// The error that the next accept fails with.
+    /// The error of the next accept.
     fn next_failure(&self) -> Option<Errno> {
         let mut failures = self.failures.borrow_mut();
         while failures.front().is_some_and(|(_, count)| *count == 0) {
@@ -366,7 +368,7 @@ impl Queue {
     }
 }
 
-/// The listener's end of a queue. Dropping it refuses connections from then on, and resets those that wait.
+/// The listener's end of a queue. When it is dropped, waiting connections are reset and later ones are refused.
 #[cfg(feature = "testing")]
 pub(crate) struct QueueEnd(pub(crate) Rc<Queue>);
 

@@ -1,4 +1,4 @@
-//! The connections' tasks: a handler for each, and how a connection ends.
+//! The connections' tasks: each runs a handler and then closes its connection.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -21,39 +21,40 @@ use crate::task_table::{ConnectionLabel, Label};
 use super::event::{CloseReason, Ended};
 use super::farewell::{Lingering, deliver, give_time, linger};
 
-/// What a server does about a handler's panic.
+/// The reaction of a server to a panic of a handler.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnPanic {
-    /// Counts it. It ends its own connection only.
+    /// Counts the panic. Only the connection of this handler ends.
     #[default]
     Isolate,
-    /// Cancels the other connections and goes on with the panic, out of [`Server::serve`](crate::Server::serve).
+    /// Cancels all other connections, and [`Server::serve`](crate::Server::serve) continues the panic.
     Propagate,
 }
 
-/// The bound of [`Server::serve`](crate::Server::serve), under a name.
+/// A name for the trait bound of [`Server::serve`](crate::Server::serve).
 pub(super) trait Handler: AsyncFn(Connection) -> io::Result<()> + 'static {}
 impl<H: AsyncFn(Connection) -> io::Result<()> + 'static> Handler for H {}
 
-/// The connections' tasks, and how those that have ended did so.
+/// The connections' tasks, and the outcomes of ended tasks.
 pub(super) struct Connections<H> {
     shared: Rc<Shared<H>>,
-    /// Where the server was started.
+    /// The place in the source where the server was started.
     place: &'static Location<'static>,
     tasks: TaskGroup<()>,
 }
 
-/// What the connections' tasks share with the server. One reference for all of it, since each of them holds one.
+/// The state that the connections' tasks share with the server. It is one struct, so that each task holds only one
+/// reference.
 struct Shared<H> {
     handler: H,
     /// The connections that have ended and are not recorded yet.
     ended: RefCell<VecDeque<EndedWithPanic>>,
-    /// The server's task, which records them.
+    /// The server's task, which records the ended connections.
     recorder: Cell<Option<Waker>>,
     lingering: Rc<Lingering>,
 }
 
-/// A connection that has ended, and the panic that its handler ended with.
+/// A connection that has ended, with the panic of its handler, if there was one.
 pub(super) type EndedWithPanic = (Ended, Option<Box<dyn Any + Send>>);
 
 impl<H: Handler> Connections<H> {
@@ -75,7 +76,7 @@ impl<H: Handler> Connections<H> {
         }
     }
 
-    /// Starts a connection's task: the handler, and an orderly end after it.
+    /// Starts a connection's task, which runs the handler and then closes the connection.
     pub(super) fn start(&mut self, connection: Connection) {
         let link = connection.link();
         let label = self.label(&link);
@@ -83,7 +84,7 @@ impl<H: Handler> Connections<H> {
             shared: self.shared.clone(),
             link,
         };
-        // Whatever lives across an await makes every idle connection larger.
+        // Every value that lives across an await makes every idle connection larger.
         self.tasks.start(label, async move {
             let outcome = Attended {
                 handler: served.call_handler(),
@@ -97,7 +98,7 @@ impl<H: Handler> Connections<H> {
         });
     }
 
-    /// What the task table shows of a connection's task, if it is on.
+    /// The description of a connection's task for the task table, if the table is on.
     fn label(&self, link: &Rc<Link>) -> Label {
         let table_is_on = event_loop::current("Server::serve").table_if_on().is_some();
         let connection = table_is_on.then(|| {
@@ -115,7 +116,7 @@ impl<H: Handler> Connections<H> {
         }
     }
 
-    /// The next connection that has ended. Ready with `None` when none is open.
+    /// The next connection that has ended. Ready with `None` if no connection is open.
     pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Option<EndedWithPanic>> {
         loop {
             if let Some(ended) = self.shared.ended.borrow_mut().pop_front() {
@@ -132,24 +133,24 @@ impl<H: Handler> Connections<H> {
         }
     }
 
-    /// Cancels all that are open. Returns all that have ended, these too.
+    /// Cancels all open connections. Returns all ended connections, including the cancelled ones.
     pub(super) async fn cancel(&mut self) -> VecDeque<EndedWithPanic> {
         self.tasks.cancel().await;
         self.shared.ended.take()
     }
 }
 
-/// A connection, and the server that it belongs to. Lives as long as the connection's task and tells how the connection
-/// ended, at the latest when it is dropped: so a task that is cancelled is counted, too.
+/// A connection and its server. It lives as long as the connection's task. It reports how the connection ended, at the
+/// latest when it is dropped; so a cancelled task is counted, too.
 struct Served<H> {
     shared: Rc<Shared<H>>,
     link: Rc<Link>,
 }
 
-/// What became of a handler.
+/// How a handler ended.
 enum Outcome {
     Cancelled,
-    /// It waited for something else while its connection was idle, and was dropped.
+    /// The handler was dropped, because it waited for something else while its connection was idle.
     Abandoned,
     Returned(io::Result<()>),
     Panicked(Box<dyn Any + Send>),
@@ -165,7 +166,7 @@ impl<H> Shared<H> {
 }
 
 impl<H: Handler> Served<H> {
-    /// Calls the handler. None if it panics before it has made its future: that is told.
+    /// Calls the handler. Returns `None` if the handler panics before it returns its future; this panic is reported.
     fn call_handler(&self) -> Option<impl Future<Output = io::Result<()>>> {
         let connection = Connection::held(self.link.clone());
         let call = AssertUnwindSafe(|| (self.shared.handler)(connection));
@@ -180,17 +181,21 @@ impl<H: Handler> Served<H> {
 }
 
 impl<H> Served<H> {
-    /// Tells how the connection ended, once. Resets it if it was cut.
+    /// Reports how the connection ended, once. Resets the connection if it was cut off.
     fn tell(&self, outcome: Outcome) {
         if !self.link.tell_end() {
             return;
         }
         let timed_out = matches!(self.link.state(), State::Idle | State::Stalled);
+        // Its handler has failed, and its peer has time to read what was written: see `give_time`.
+        let has_time =
+            self.link.state() == State::Idle && matches!(outcome, Outcome::Returned(Err(_)));
         let (reason, panic) = match outcome {
             Outcome::Cancelled => (CloseReason::Aborted, None),
             Outcome::Abandoned => (CloseReason::TimedOut, None),
             Outcome::Panicked(payload) => (CloseReason::Panicked, Some(payload)),
-            // What the handler made of its idle timeout is its own; but that the peer did not take the rest is not.
+            // A handler may return `Ok` after an idle timeout. But after a stall timeout the peer lacks a part of the
+            // data.
             Outcome::Returned(Ok(())) if self.link.state() == State::Stalled => {
                 (CloseReason::TimedOut, None)
             }
@@ -202,10 +207,10 @@ impl<H> Served<H> {
             }
             Outcome::Returned(Err(error)) => (CloseReason::Failed(error), None),
         };
-        if !matches!(reason, CloseReason::Completed | CloseReason::Failed(_)) {
+        if !has_time && !matches!(reason, CloseReason::Completed | CloseReason::Failed(_)) {
             self.link.reset();
         }
-        // Whoever has got the connection from its handler may hold it for longer.
+        // If the handler has passed the connection on, the new owner may still hold it.
         self.link.give_place();
         let ended = Ended {
             id: self.link.id(),
@@ -225,10 +230,10 @@ impl<H> Drop for Served<H> {
 }
 
 pin_project! {
-    /// A handler under supervision: it ends when its connection is idle and it does not look at it. Its panics end here,
-    /// and so does that of a value that it holds and that panics when it is dropped.
+    /// Runs a handler and catches its panics, including panics in destructors of values that it holds. Drops the
+    /// handler if its connection is idle and the handler waits for something else.
     struct Attended<'s, F, H> {
-        // None if there is none to poll, or no more.
+        // `None` if the handler returned no future, or its future has ended.
         #[pin]
         handler: Option<F>,
         served: &'s Served<H>,
@@ -244,14 +249,14 @@ pin_project! {
     }
 }
 
-/// Drops a handler. Returns its panic, if that panics.
+/// Drops a handler. Returns the panic of its destructor, if there is one.
 fn drop_handler<F>(mut handler: Pin<&mut Option<F>>) -> Option<Outcome> {
     let dropped = panic::catch_unwind(AssertUnwindSafe(|| handler.set(None)));
     dropped.err().map(Outcome::Panicked)
 }
 
 impl<F: Future<Output = io::Result<()>>, H> Future for Attended<'_, F, H> {
-    /// What became of the handler. None if there was none.
+    /// How the handler ended. `None` if it returned no future.
     type Output = Option<Outcome>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
@@ -274,11 +279,11 @@ impl<F: Future<Output = io::Result<()>>, H> Future for Attended<'_, F, H> {
 /// A connection after its handler.
 struct Ending<H> {
     served: Served<H>,
-    /// What became of the handler. None when it is told.
+    /// How the handler ended. `None` after it was reported.
     outcome: Cell<Option<Outcome>>,
 }
 
-/// What is left to do for a connection after its handler. Boxed, since few connections have anything left.
+/// The rest of the work for a connection after its handler. Boxed, because few connections need it.
 fn take_leave_after<H>(
     outcome: Option<Outcome>,
     served: Served<H>,
@@ -295,8 +300,8 @@ impl<H> Ending<H> {
         &self.served.link
     }
 
-    /// Whether nothing is left to do: the handler was dropped or has panicked, or the peer has closed its half and the
-    /// kernel delivers the rest.
+    /// Whether no work is left: the handler was dropped or has panicked, or the peer has closed its half and the kernel
+    /// delivers the rest.
     fn is_complete(&self) -> bool {
         let outcome = self.outcome.take();
         let is_complete = match &outcome {
@@ -316,7 +321,7 @@ impl<H> Ending<H> {
 
     async fn take_leave(self) {
         let link = self.link();
-        // The handler may have passed the connection on: then it lives as long as its new owner wants.
+        // If the handler has passed the connection on, the connection lives until its new owner drops it.
         let outcome = self.outcome.take();
         let is_abandoned = poll_fn(|cx| match link.poll_released(cx) {
             Poll::Ready(()) => Poll::Ready(false),
@@ -327,7 +332,7 @@ impl<H> Ending<H> {
         }
         let has_failed = matches!(outcome, Some(Outcome::Returned(Err(_))));
         self.outcome.set(outcome);
-        // What follows is short, or costs a descriptor only.
+        // The rest takes a short time, or needs only a file descriptor.
         link.give_place();
         let stay = self.served.shared.lingering.enter();
         if has_failed {
@@ -344,7 +349,7 @@ impl<H> Ending<H> {
                 }
                 Err(error) => {
                     if link.state() != State::Stalled {
-                        // Nobody knows how much of it the peer has.
+                        // It is unknown how much of the data the peer has.
                         self.outcome.set(Some(Outcome::Returned(Err(error))));
                     }
                     self.tell();
@@ -367,7 +372,7 @@ impl<H> Drop for Ending<H> {
     }
 }
 
-/// Resets a connection when it is dropped, be it by the end of the drain.
+/// Resets a connection when it is dropped, also at the end of the drain.
 struct Reset<'l>(&'l Link);
 
 impl Drop for Reset<'_> {

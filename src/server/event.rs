@@ -1,4 +1,4 @@
-//! What a server tells: each event as it happens, and the sum of them.
+//! The reports of a server: each event when it happens, and the totals.
 
 use std::fmt;
 use std::io;
@@ -15,13 +15,14 @@ use crate::report::{LiveReport, Report, Traffic};
 
 use super::trouble::Trouble;
 
-/// Something that happened in a server, as it happens, for [`Server::observe`](super::Server::observe).
+/// An event in a server, for [`Server::observe`](super::Server::observe).
 ///
-/// Displays as a line for a log. No byte that a peer sent is ever in it.
+/// Displays as a line for a log. The line never contains data that a peer sent.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// The server accepts connections on this address. There is one such event for each listener, before all others.
+    /// The server accepts connections on this address. There is one such event for each listener, before all other
+    /// events.
     Listening {
         /// The listener's address, with the port that the system chose.
         addr: &'a Address,
@@ -30,50 +31,51 @@ pub enum Event<'a> {
     Connected {
         /// The connection's id.
         id: u64,
-        /// From where.
+        /// The peer's address.
         peer_addr: &'a Address,
     },
-    /// A connection is closed: its handler has ended, and what it wrote is delivered or given up.
+    /// A connection is closed: its handler has ended, and its written data is delivered or lost.
     Closed {
         /// The connection's id.
         id: u64,
-        /// From where.
+        /// The peer's address.
         peer_addr: &'a Address,
-        /// Why.
+        /// The reason for the end.
         reason: &'a CloseReason,
-        /// How many bytes were read.
+        /// Number of bytes read.
         bytes_in: u64,
-        /// How many bytes were written.
+        /// Number of bytes written.
         bytes_out: u64,
-        /// How long it was open.
+        /// How long the connection was open.
         duration: Duration,
-        /// What befell it on purpose (see the module `faults`), such as `#12 fault reset-after=5000`. Empty if nothing did.
+        /// The faults of the connection (see the module `faults`), such as `#12 fault reset-after=5000`. Empty without
+        /// faults.
         faults: &'a str,
     },
-    /// A connection was closed before it had a handler: the house was full and the server is to
-    /// [reject](WhenFull::Reject), the system could not watch it, or its PROXY header was missing or wrong.
+    /// A connection was closed before it had a handler: the server is full and set to [reject](WhenFull::Reject), the
+    /// connection could not be registered with the reactor, or its PROXY header was missing or wrong.
     Rejected {
-        /// From where.
+        /// The peer's address.
         peer_addr: &'a Address,
-        /// Why; none if the house was full.
+        /// The reason. `None` if the server is full.
         error: Option<&'a io::Error>,
     },
-    /// As many connections as may be are open. Told once, until [`LimitCleared`](Event::LimitCleared).
+    /// The connection limit is reached. Reported once, until [`LimitCleared`](Event::LimitCleared).
     LimitReached {
         /// The limit.
         max_connections: usize,
-        /// What happens to the next.
+        /// What happens to new connections.
         when_full: WhenFull,
     },
-    /// There were fewer connections than may be for a whole second, or the server ends.
+    /// The number of connections was below the limit for a whole second, or the server ends.
     LimitCleared {
-        /// For how long the limit was reached, now and then at least.
+        /// The time from the first to the last moment at the limit, with breaks of less than a second.
         lasted: Duration,
-        /// How many connections were rejected meanwhile.
+        /// Number of connections that were rejected in this time.
         rejected: u64,
     },
-    /// The system has no descriptors or memory for another connection, or accepting fails again and again. The server
-    /// tries again when one of its own has ended, or after a tenth of a second. Told once, until
+    /// No connection can be accepted: file descriptors or memory have run out, or accepting fails again and again. The
+    /// server tries again when one of its connections ends, and after 0.1 s. Reported once, until
     /// [`AcceptResumed`](Event::AcceptResumed).
     AcceptPaused {
         /// The system's error.
@@ -81,26 +83,26 @@ pub enum Event<'a> {
     },
     /// Accepting has not failed for a whole second, or the server ends.
     AcceptResumed {
-        /// For how long it failed, now and then at least.
+        /// The time from the first to the last failure, with breaks of less than a second.
         lasted: Duration,
-        /// How often it failed.
+        /// Number of failures.
         failures: u64,
     },
-    /// The server was told to shut down. It still accepts, and the monitor tells balancers to send nobody any more.
+    /// The shutdown has begun. The server still accepts, and the monitor tells load balancers to send no more clients.
     LameDuck {
-        /// For how long.
+        /// How long the server still accepts.
         duration: Duration,
     },
-    /// The server takes nothing new and waits for its open connections.
+    /// The server accepts no new connections and waits for its open connections.
     Draining {
-        /// How many are open.
+        /// Number of open connections.
         connections: usize,
-        /// How long it waits at most.
+        /// The maximum waiting time.
         timeout: Duration,
     },
 }
 
-/// Why a connection was closed.
+/// The reason why a connection was closed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
@@ -108,11 +110,11 @@ pub enum CloseReason {
     Completed,
     /// Its handler returned this error.
     Failed(io::Error),
-    /// It was idle, or its peer did not read, for longer than the server's timeout.
+    /// The connection was idle, or its peer did not read, for longer than the timeout.
     TimedOut,
     /// Its handler panicked.
     Panicked,
-    /// It was cancelled when the time to drain was over.
+    /// The connection was cancelled at the end of the drain time.
     Aborted,
 }
 
@@ -157,10 +159,10 @@ impl Event<'_> {
                 when_full,
             } => {
                 let next = match when_full {
-                    WhenFull::Wait => "wait for one to end",
+                    WhenFull::Wait => "wait",
                     WhenFull::Reject => "are rejected",
                 };
-                format!("connection limit reached ({max_connections}): more {next}")
+                format!("connection limit reached ({max_connections}): new connections {next}")
             }
             Event::LimitCleared { lasted, rejected } => {
                 format!("below the connection limit again after {lasted:.1?}, rejected {rejected}")
@@ -199,20 +201,20 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What a full server does with the next connection.
+/// The reaction of a full server to the next connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WhenFull {
-    /// Leaves it to the kernel, which holds it in its queue until a place is free.
+    /// Leaves the connection in the kernel's backlog until another connection closes.
     #[default]
     Wait,
-    /// Accepts it, closes it and counts it.
+    /// Accepts the connection, closes it and counts it.
     Reject,
 }
 
-/// Whom a server tells.
+/// The callback for a server's events.
 pub(super) type Observer = Box<dyn FnMut(&Event<'_>)>;
 
-/// What a server tells: its events, and the sum of them.
+/// Passes a server's events to the observer, and adds them up for the report.
 pub(super) struct Record {
     observer: Option<Observer>,
     report: LiveReport,
@@ -301,6 +303,6 @@ pub(super) struct Ended {
     pub(super) peer_addr: Address,
     pub(super) traffic: Traffic,
     pub(super) reason: CloseReason,
-    /// What befell it on purpose.
+    /// The faults of the connection.
     pub(super) faults: Option<Rc<String>>,
 }

@@ -1,7 +1,8 @@
-//! How a connection is closed after its handler: so that the peer gets what was written, and knows whether that is all.
+//! Closes a connection after its handler, so that the peer gets all written data and knows whether the data is
+//! complete.
 //!
-//! A socket that is closed with unread input, or that gets input after it was closed, resets the connection and throws
-//! away what is still under way. So the server reads on for a while, and drops what it reads.
+//! If a socket is closed with unread input, or input arrives after the close, the kernel resets the connection and
+//! discards data that is still on its way. So the server reads for a while longer, and drops the input.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,19 +18,19 @@ use futures_lite::FutureExt;
 use crate::connection::{Link, State};
 use crate::time::{self, timeout};
 
-/// How many connections are being closed at once. If there are more, the oldest are left to the kernel.
+/// Maximum number of connections that are being closed at once. Above it, the kernel closes the oldest alone.
 const LINGERING_MAX: usize = 1024;
 
-/// How long a peer may take nothing of what is left, and send nothing: if the server has no stall timeout.
+/// How long a peer may take no data and send no data, if the server has no stall timeout.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The same during a drain, when the peer has nearly all.
+/// The same limit during a drain, if the peer has nearly all data.
 const PATIENCE_WHILE_DRAINING: Duration = Duration::from_secs(1);
 
-/// The most that is read and dropped after a handler that returned `Ok`.
+/// The most input, in bytes, that is read and dropped after a handler that returned `Ok`.
 const INPUT_MAX: usize = 64 * 1024 * 1024;
 
-/// The same after a handler that failed, and how long its peer has to read what was written.
+/// The same after a handler that failed, and the time that its peer has to read the written data.
 const INPUT_MAX_AFTER_ERROR: usize = 64 * 1024;
 const PATIENCE_AFTER_ERROR: Duration = Duration::from_secs(1);
 
@@ -37,12 +38,12 @@ const PATIENCE_AFTER_ERROR: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Lingering {
     last_number: Cell<u64>,
-    /// Oldest first, with whom to wake when it has to go.
+    /// Oldest first, each with the waker for the moment when it has to go.
     stays: RefCell<BTreeMap<u64, Waker>>,
 }
 
 impl Lingering {
-    /// Adds one. If there are too many, the oldest has to go.
+    /// Adds a connection. If there are too many, the oldest has to go.
     pub(super) fn enter(self: &Rc<Lingering>) -> Stay {
         if self.stays.borrow().len() >= LINGERING_MAX {
             self.let_oldest_go();
@@ -58,7 +59,7 @@ impl Lingering {
         }
     }
 
-    /// Ends the one that has been there longest, to have its descriptor.
+    /// Ends the oldest connection, to free its file descriptor.
     pub(super) fn let_oldest_go(&self) {
         let oldest = self.stays.borrow_mut().pop_first();
         if let Some((_, waker)) = oldest {
@@ -67,7 +68,7 @@ impl Lingering {
     }
 }
 
-/// A connection's presence among those that are being closed.
+/// The entry of a connection that is being closed.
 pub(super) struct Stay {
     lingering: Rc<Lingering>,
     number: u64,
@@ -91,12 +92,12 @@ impl Drop for Stay {
     }
 }
 
-/// Waits until the peer has taken nearly all that was written, and half-closes the connection. Returns whether the peer
-/// is known to have that: where the handler has half-closed the connection itself, the kernel does not tell.
+/// Waits until the peer has taken nearly all written data, and half-closes the connection. Returns whether the peer is
+/// known to have this data: if the handler itself has half-closed the connection, the kernel does not tell.
 ///
 /// # Errors
 ///
-/// If the peer has reset the connection, stopped taking for the stall timeout, or sent more than can be dropped.
+/// If the peer has reset the connection, has taken no data for the stall timeout, or has sent more than can be dropped.
 pub(super) async fn deliver(link: &Link, stay: &Stay) -> io::Result<bool> {
     let is_told = !link.is_half_closed();
     link.prepare_end(patience(link));
@@ -116,12 +117,12 @@ pub(super) async fn deliver(link: &Link, stay: &Stay) -> io::Result<bool> {
     Ok(is_told)
 }
 
-/// After [`deliver`]: reads on until the peer has closed too, or nothing more is to be expected. What the peer sends after
-/// that resets the connection, and by then it has all that was written. If it is known to have nearly all now
-/// (`has_all`), a drain does not wait for it for long.
+/// To call after [`deliver`]: reads until the peer has closed too, or has been silent for too long. Later input resets
+/// the connection, but by then the peer has all written data. If the peer is known to have nearly all data now
+/// (`has_all`), a drain waits only a short time.
 pub(super) async fn linger(link: &Link, stay: &Stay, has_all: bool) {
     if link.state() == State::InputEnded {
-        // The kernel delivers what is left, and no input can come in between.
+        // The kernel delivers the rest, and no more input can come.
         return;
     }
     let mut input = Input::new(INPUT_MAX);
@@ -146,23 +147,31 @@ pub(super) async fn linger(link: &Link, stay: &Stay, has_all: bool) {
     .await;
 }
 
-/// Gives the peer of a handler that failed a moment to read what was written. Then the connection is to be reset, so that
-/// nobody takes a part for the whole.
+/// After a handler that failed: gives its peer a moment to read the written data. After an idle timeout the peer may be a
+/// slow reader, for which the kernel holds the end of a reply: the peer has time as long as it continues to read. Then the
+/// connection is reset, so that the peer does not take a part for the whole.
 pub(super) async fn give_time(link: &Link, stay: &Stay) {
     if link.state() == State::Broken || link.traffic().bytes_out == 0 {
         return;
     }
-    link.prepare_end(PATIENCE_AFTER_ERROR);
-    let mut input = Input::new(INPUT_MAX_AFTER_ERROR);
-    // A peer that was silent for the idle timeout has had its time.
     let was_idle = link.state() == State::Idle;
-    let over = poll_fn(|cx| match input.poll_drop(link, cx) {
-        Poll::Ready(Ok(())) => link.poll_taken(cx).map(drop),
-        Poll::Pending if was_idle => link.poll_taken(cx).map(drop),
-        Poll::Ready(Err(_)) => Poll::Ready(()),
-        Poll::Pending => stay.poll_over(cx),
+    let (patience, limit) = match was_idle {
+        true => (patience(link), Duration::MAX),
+        false => (PATIENCE_AFTER_ERROR, PATIENCE_AFTER_ERROR),
+    };
+    link.prepare_end(patience);
+    let mut input = Input::new(INPUT_MAX_AFTER_ERROR);
+    let over = poll_fn(|cx| {
+        if stay.poll_over(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match input.poll_drop(link, cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Pending if !was_idle => Poll::Pending,
+            _ => link.poll_taken(cx).map(drop),
+        }
     });
-    timeout(PATIENCE_AFTER_ERROR, over).await.ok();
+    timeout(limit, over).await.ok();
 }
 
 fn patience(link: &Link) -> Duration {
@@ -171,7 +180,7 @@ fn patience(link: &Link) -> Duration {
 
 /// Input that is read and dropped.
 struct Input {
-    /// How many bytes of it there may still be.
+    /// Number of bytes of input that may still come.
     left: usize,
 }
 
@@ -180,7 +189,7 @@ impl Input {
         Input { left: most }
     }
 
-    /// Reads and drops what there is. Ready when the peer has closed its half, or with an error.
+    /// Reads and drops the available input. Ready when the peer has closed its half, or with an error.
     fn poll_drop(&mut self, link: &Link, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Poll::Ready(received) = link.poll_discard(cx)? {
             if received == 0 {

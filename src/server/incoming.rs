@@ -1,4 +1,4 @@
-//! The accept loop: what to do about errors, when there is no room, and when it is over.
+//! The accept loop: it handles accept errors, the connection limit and the shutdown.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,53 +27,51 @@ use super::look::Look;
 use super::proxy_protocol::Headers;
 use super::trouble::Trouble;
 
-/// How many connections are accepted, or errors met, before the others on the loop have their turn.
+/// Number of accepts (or accept errors) in a row before other tasks run.
 const ACCEPT_BURST: u32 = 16;
 
-/// How long a server that ran out of descriptors or memory waits for one of its connections to end.
+/// How long a server without free file descriptors or memory waits for one of its connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// After how many errors in a row, each of them of a single connection as it seems, the server pauses all the same: so
-/// many connections do not fail at once, but a filter of system calls fails for ever.
+/// After this many errors in a row accept pauses, though each seems to concern one connection: think of a seccomp filter.
 const ERRORS_MAX: u32 = 100;
 
-/// How many connections that wait in the kernel's queue are taken when the server shuts down.
+/// Maximum number of connections that are taken from the kernel's backlog when the server shuts down.
 const LATE_MAX: usize = 4096;
 
 /// A server's connections as a stream: the accept loop of [`Server::incoming`](crate::Server::incoming).
 #[must_use = "streams do nothing unless they are polled"]
 pub struct Incoming {
     listeners: Listeners,
-    /// What the connections know of their server, and it of them.
+    /// The state that the connections and the server share.
     terms: Rc<Terms>,
     lingering: Rc<Lingering>,
     max_connections: usize,
     when_full: WhenFull,
-    /// The limit is reached.
+    /// Set while the connection limit is reached.
     full: Option<Trouble>,
-    /// There are no descriptors or no memory for another connection.
+    /// Set while there are no file descriptors or no memory for another connection.
     shortage: Option<Trouble>,
     retry: Option<Retry>,
-    /// Those who have to say first for whom they come.
+    /// Connections that must send a PROXY header first.
     #[cfg(feature = "proxy-protocol")]
     headers: Option<Headers>,
     /// A connection over the limit that is about to be rejected.
     candidate: Option<Candidate>,
-    /// Made when a connection over the limit comes.
+    /// Created when the first connection over the limit comes.
     look: Option<Rc<Look>>,
     ending: Ending,
-    /// For the monitor, if there is one.
     health: Option<Arc<Health>>,
     /// Connections that had come before the shutdown, and were not accepted by then.
     late: VecDeque<Accepted>,
-    /// How many connections were accepted without a break.
+    /// Number of connections accepted since other tasks last ran.
     burst: u32,
-    /// How many errors of connections there were in a row.
+    /// Number of errors of single connections in a row.
     errors: u32,
     pub(super) record: Record,
 }
 
-/// What a server was told of its connections, for the accept loop.
+/// The settings for a server's connections.
 pub(super) struct Limits {
     pub(super) max_connections: usize,
     pub(super) when_full: WhenFull,
@@ -86,10 +84,10 @@ pub(super) struct Limits {
     pub(super) health: Option<Arc<Health>>,
 }
 
-/// When to try again after a shortage.
+/// The time of the next try after a shortage.
 struct Retry {
     at: Sleep,
-    /// How many descriptors had become free before the last try.
+    /// Number of file descriptors that had become free before the last try.
     closed_before: u64,
 }
 
@@ -121,17 +119,17 @@ impl Incoming {
         &self.lingering
     }
 
-    /// How many connections hold a place.
+    /// Number of connections that count towards the limit.
     pub(super) fn open(&self) -> usize {
         self.terms.open()
     }
 
-    /// How many have come before the shutdown and wait for a place.
+    /// Number of connections that came before the shutdown and wait for a place.
     pub(super) fn late(&self) -> usize {
         self.late.len()
     }
 
-    /// Ready when nothing new is accepted any more, but for those that are late.
+    /// Ready when no new connections are accepted any more. Late connections may still wait for a place.
     pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(stage) = self.ending.poll(cx) {
             match stage {
@@ -149,14 +147,14 @@ impl Incoming {
         }
     }
 
-    /// Takes nothing new, and tells the connections.
+    /// Stops accepting, and notifies the connections.
     fn end(&mut self) {
         self.ending.end();
         self.note_health();
         self.late
             .extend(self.candidate.take().map(|candidate| candidate.accepted));
-        // Whoever waits in the kernel's queue has connected before the end, and may have sent something. An error is
-        // one of those; what a shortage leaves in the queue is reset.
+        // A client in the kernel's backlog has connected before the end, and may have sent data. An error counts as one
+        // connection. If there is a shortage, the connections that stay in the backlog are reset.
         for _ in 0..LATE_MAX {
             match self.listeners.accept_queued() {
                 Some(accepted) => self.late.extend(accepted),
@@ -173,7 +171,7 @@ impl Incoming {
         }
     }
 
-    /// Rejects those that were late and have found no place, or have not said for whom they come.
+    /// Rejects the late connections that have found no place, or have not sent their PROXY header.
     pub(super) async fn give_up_late(&mut self) {
         #[cfg(feature = "proxy-protocol")]
         if let Some(headers) = &mut self.headers {
@@ -197,7 +195,7 @@ impl Incoming {
         self.terms.open() < self.max_connections
     }
 
-    /// Ready when there is room for a connection, or the next is to be rejected.
+    /// Ready when a connection can be accepted, or has to be rejected.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.has_room() {
             if let Some(full) = &mut self.full {
@@ -262,7 +260,7 @@ impl Incoming {
         }
     }
 
-    /// Tells of trouble that is over.
+    /// Reports that a limit or a shortage is over.
     fn tell_calm(&mut self, cx: &mut Context<'_>) {
         let mut is_over = |trouble: &mut Trouble| trouble.poll_over(cx).is_ready();
         if let Some(full) = self.full.take_if(&mut is_over) {
@@ -307,7 +305,7 @@ impl Incoming {
         Poll::Ready(None)
     }
 
-    /// None if there are no sockets to look at, or no descriptors for it.
+    /// `None` if there are no sockets to poll, or no file descriptors for it.
     fn look(&mut self) -> Option<Rc<Look>> {
         if self.look.is_none() && self.listeners.has_sockets() {
             self.look = Look::new().ok().map(Rc::new);
@@ -322,7 +320,8 @@ impl Incoming {
         }
     }
 
-    /// The next of those that had come before the shutdown.
+    /// Turns an accepted socket into a connection. `None` if the reactor could not watch the socket, or if it must send a
+    /// PROXY header first.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
         match self.poll_queued(cx) {
             Poll::Ready(Some(connection)) => Poll::Ready(Some(connection)),
@@ -352,7 +351,8 @@ impl Incoming {
         Poll::Ready(None)
     }
 
-    /// The connection over the limit, if a place is free by now. Ready with `None` if there is none, or it is rejected.
+    /// The connection over the limit, if a place is free now. Ready with `None` if there is no such connection, or it
+    /// is rejected.
     fn poll_candidate(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
         let Some(candidate) = &mut self.candidate else {
             return Poll::Ready(None);
@@ -402,7 +402,7 @@ impl Incoming {
             }
             ready!(self.poll_room(cx));
             ready!(self.poll_retry(cx));
-            // Errors that come back at once, and a flood of connections, must let the loop's other tasks run.
+            // The loop's other tasks must run even if errors come back at once, or a flood of connections arrives.
             if self.burst == ACCEPT_BURST {
                 self.burst = 0;
                 cx.waker().wake_by_ref();
@@ -440,6 +440,7 @@ impl Incoming {
     }
 }
 
+/// The next connection that came before the shutdown, when there is a place for it.
 impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Incoming")

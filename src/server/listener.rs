@@ -1,4 +1,4 @@
-//! Sockets that listen: how they are made, and what their connections inherit.
+//! Listening sockets: how they are created, and the options that their connections inherit.
 
 use std::fs;
 use std::io;
@@ -21,24 +21,26 @@ use crate::endpoint::Endpoint;
 use crate::io_error;
 use crate::platform;
 
-/// How many connections the kernel holds that were not accepted yet. With std's and async-net's 128, most of a burst
-/// of 1,000 wait a second, until their SYN is sent again. The system's own limit (somaxconn) holds too.
+/// Number of connections that the kernel holds before they are accepted. With a backlog of 128 (std, async-net), most
+/// clients in a burst of 1,000 wait a second until their SYN is sent again. The system's own limit (somaxconn) also
+/// applies.
 pub(super) const BACKLOG: i32 = 4096;
 
-/// How long to wait for somebody who binds a Unix socket in the same folder, and how often to look.
+/// How long to wait for another process that binds a Unix socket in the same folder, and the time between two checks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
-/// How often to look for a port that is free in both families, when the system may choose.
+/// Maximum number of tries to find a port that is free for IPv4 and IPv6, if the system may choose it.
 const PORT_TRIES: usize = 16;
 
-/// A socket that listens, on TCP or on a Unix path, and is not served yet.
+/// A listening TCP or Unix socket that no server uses yet.
 ///
-/// A listener that [`bind_unix`](Listener::bind_unix) made removes its file when it is dropped, if the file is still
-/// its own.
+/// When a listener from [`bind_unix`](Listener::bind_unix) is dropped, it removes its file, if no other file has
+/// replaced it.
 #[derive(Debug)]
 pub struct Listener {
-    /// The file of a Unix socket that we made. Removed before the socket is closed, when the path may be another's.
+    /// The file of a Unix socket that this listener created. It is removed before the socket is closed, because another
+    /// process may use the path after that.
     pub(super) file: Option<SocketFile>,
     pub(super) socket: Socket,
 }
@@ -54,7 +56,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// `cannot listen on ADDRESS: …`, with the system's kind, such as `AddrInUse`.
+    /// `cannot listen on ADDRESS: …`, with the kind of the system's error, such as `AddrInUse`.
     pub fn bind(addr: SocketAddr) -> io::Result<Listener> {
         let listen = || {
             let family = if addr.is_ipv4() {
@@ -65,7 +67,7 @@ impl Listener {
             let socket = platform::stream_socket(family)?;
             sockopt::set_socket_reuseaddr(&socket, true)?;
             if addr.is_ipv6() {
-                // So that all of IPv4 and all of IPv6 can be listened on side by side, whatever the system's default.
+                // So IPv4 and IPv6 sockets can use the same port side by side, whatever the system's default is.
                 sockopt::set_ipv6_v6only(&socket, true)?;
             }
             ConnectionOptions::default().set(&socket)?;
@@ -80,12 +82,12 @@ impl Listener {
 
     /// Listens on a Unix socket at `path`, with a backlog of 4,096.
     ///
-    /// A socket's file that nobody listens on any more is removed first. One that is in use is left alone, and so is
-    /// a file that is no socket.
+    /// If the path has an old socket file on which no process listens, this file is removed first. A socket file that
+    /// is in use stays, and so does a file that is not a socket.
     ///
     /// # Errors
     ///
-    /// `cannot listen on unix:PATH: …`, with the system's kind, such as `AddrInUse`.
+    /// `cannot listen on unix:PATH: …`, with the kind of the system's error, such as `AddrInUse`.
     pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref();
         let (length, most) = (path.as_os_str().len(), platform::UNIX_PATH_MAX);
@@ -98,7 +100,7 @@ impl Listener {
             ));
         }
         let listen = || {
-            // Until we listen. Others would take our socket for one that nobody listens on any more.
+            // Held until the socket listens. Otherwise another process would think that nobody listens on this socket.
             let _lock = lock_folder(path);
             if is_stale(path)? {
                 fs::remove_file(path)?;
@@ -114,11 +116,11 @@ impl Listener {
         listen().map_err(|error| cannot_listen(&Address::Unix(Some(path.to_owned())), &error))
     }
 
-    /// Listens on all that `endpoint` means. A name is looked up on this thread, which waits for it.
+    /// Listens on all addresses that `endpoint` stands for. The look-up of a name blocks this thread.
     ///
     /// # Errors
     ///
-    /// `cannot listen on ADDRESS: …`, with the system's kind, such as `AddrInUse`.
+    /// `cannot listen on ADDRESS: …`, with the kind of the system's error, such as `AddrInUse`.
     pub fn bind_endpoint(endpoint: &Endpoint) -> io::Result<Vec<Listener>> {
         match endpoint {
             Endpoint::Loopback(port) => both((Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), *port),
@@ -129,7 +131,7 @@ impl Listener {
                 let unknown =
                     |error| io_error::explain(format_args!("cannot listen on {endpoint}"), &error);
                 let mut addrs: Vec<SocketAddr> = addrs.map_err(unknown)?.collect();
-                // Some systems' tables of names have an address twice.
+                // On some systems the look-up returns an address twice.
                 addrs.sort();
                 addrs.dedup();
                 addrs.into_iter().map(Listener::bind).collect()
@@ -138,11 +140,11 @@ impl Listener {
         }
     }
 
-    /// The address that this listens on.
+    /// The address of the listening socket.
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// Errors of the system.
     pub fn local_addr(&self) -> io::Result<Address> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().map(Address::Tcp),
@@ -150,7 +152,7 @@ impl Listener {
         }
     }
 
-    /// The TCP listener inside, if it is one. For the program alone: no promise.
+    /// The TCP listener inside, if there is one. Only for the program: not a part of the public API.
     #[doc(hidden)]
     pub fn into_tcp(self) -> Option<TcpListener> {
         match self.socket {
@@ -170,7 +172,7 @@ impl From<TcpListener> for Listener {
 }
 
 impl From<UnixListener> for Listener {
-    /// The socket's file stays when the listener is dropped.
+    /// The socket's file is not removed when the listener is dropped.
     fn from(listener: UnixListener) -> Listener {
         Listener {
             socket: Socket::Unix(listener),
@@ -205,9 +207,9 @@ fn cannot_listen(addr: &Address, error: &io::Error) -> io::Error {
     io_error::explain(format_args!("cannot listen on {addr}"), error)
 }
 
-/// Locks the folder of `path`, so that of several who bind a path at the same time each finds the others bound and
-/// listening, or not there. None where that cannot be had: somebody holds the lock for long, or the folder is not ours
-/// to read.
+/// Locks the folder of `path`. If several processes bind a path at the same time, each of them finds the others either
+/// listening or absent. `None` if the lock is not available: another process holds it for too long, or this process may
+/// not read the folder.
 fn lock_folder(path: &Path) -> Option<fs::File> {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     let folder = fs::File::open(folder.unwrap_or(Path::new("."))).ok()?;
@@ -221,11 +223,11 @@ fn lock_folder(path: &Path) -> Option<fs::File> {
     }
 }
 
-/// Whether `path` is a socket that nobody listens on.
+/// Whether `path` is a socket on which no process listens.
 fn is_stale(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
-        // Connecting to any other kind of file is refused too, so it must not count.
+        // Connecting to other kinds of files is refused, too, so they are excluded first.
         Ok(_) => {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
@@ -235,7 +237,7 @@ fn is_stale(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     }
-    // Without waiting: a live server whose backlog is full would let us wait.
+    // Nonblocking: a running server with a full backlog would make this call wait.
     let probe = platform::stream_socket(AddressFamily::UNIX)?;
     rustix::io::ioctl_fionbio(&probe, true)?;
     match net::connect(&probe, &SocketAddrUnix::new(path)?) {
@@ -244,7 +246,7 @@ fn is_stale(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The file of a Unix socket, known by its inode, which goes with its listener.
+/// The file of a Unix socket, identified by its inode. It is removed with its listener.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -262,7 +264,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody may have put a socket of their own in this place.
+        // Another process may have replaced the file with its own socket.
         if device_and_inode(&self.path).is_ok_and(|found| found == self.device_and_inode) {
             fs::remove_file(&self.path).ok();
         }
@@ -273,10 +275,10 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// How many descriptors are for anything but connections.
+/// Number of file descriptors that are not for connections.
 const OTHER_DESCRIPTORS: u64 = 32;
 
-/// How many connections a server may have, as far as it was not told. In memory there is no limit.
+/// The default connection limit. In memory there is no limit.
 pub(super) fn max_connections(listeners: &[Listener]) -> usize {
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     match listeners {
@@ -285,23 +287,23 @@ pub(super) fn max_connections(listeners: &[Listener]) -> usize {
     }
 }
 
-/// What a listener's TCP connections inherit.
+/// The options that a listener's TCP connections inherit.
 #[derive(Clone, Copy, Default)]
 pub(super) struct ConnectionOptions {
-    /// The size of each of its two buffers, in bytes.
+    /// The size of the send buffer and of the receive buffer, in bytes.
     pub(super) buffer_size: Option<usize>,
-    /// How long its peer may take nothing of what was sent.
+    /// How long the peer may take none of the sent data.
     pub(super) stall_timeout: Option<Duration>,
 }
 
 impl ConnectionOptions {
-    /// Sets them on a listener, or on a connection that has not inherited them; and what each connection needs:
-    /// `TCP_NODELAY`, and urgent data in line (else it would wake us for ever without being read).
+    /// Sets the options on a listener, or on a connection that has not inherited them. Also sets `TCP_NODELAY` and
+    /// `SO_OOBINLINE`: without the second, unread urgent data would wake the loop for ever.
     pub(super) fn set(&self, socket: impl AsFd) -> io::Result<()> {
         sockopt::set_tcp_nodelay(&socket, true)?;
         sockopt::set_socket_oobinline(&socket, true)?;
         if let Some(size) = self.buffer_size {
-            // The kernel takes an int, and bounds it by its own limits.
+            // The kernel takes an `int`, and applies its own limits.
             let size = size.min(i32::MAX as usize);
             sockopt::set_socket_recv_buffer_size(&socket, size)?;
             sockopt::set_socket_send_buffer_size(&socket, size)?;

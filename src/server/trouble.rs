@@ -1,4 +1,4 @@
-//! Trouble that comes and goes: a limit that is reached, a shortage of descriptors.
+//! States that come and go: the connection limit is reached, or file descriptors run out.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use crate::time::{self, Sleep, sleep};
 
-/// How long there must be no trouble before it counts as over.
+/// How long a state must be gone before it counts as over.
 const CALM: Duration = Duration::from_secs(1);
 
-/// A state that may come and go many times a second. It is told when it begins, and when it was gone for a while.
+/// A state that may come and go many times a second. Its beginning is reported, and its end when it was gone for
+/// [`CALM`].
 pub(super) struct Trouble {
     since: Instant,
-    /// How often it came, or what came of it.
+    /// How often the state came, or the number of its effects.
     pub(super) count: u64,
-    /// Since when it is gone, and until when it has to stay gone.
+    /// Since when the state is gone, and the timer until when it has to stay gone.
     calm: Option<(Instant, Sleep)>,
 }
 

@@ -11,12 +11,13 @@ use super::{Sleep, later, sleep};
 
 /// A stream of ticks, the first one after `period`.
 ///
-/// A tick that nobody took before the next was due is skipped and counted ([`Interval::missed`]): a slow consumer
-/// sees fewer ticks, never a burst, and the ticks stay on the original grid.
+/// If nobody takes a tick before the next one is due, the tick is skipped and counted ([`Interval::missed`]). So a slow
+/// consumer gets fewer ticks, but never a burst of them, and the ticks stay at multiples of `period`.
 ///
 /// # Panics
 ///
-/// Outside a running event loop, or if `period` is zero. The stream panics as the future of [`sleep`] does.
+/// Outside a running event loop, or if `period` is zero. The stream panics in the same cases as the future of
+/// [`sleep`].
 pub fn interval(period: Duration) -> Interval {
     assert!(
         !period.is_zero(),
@@ -39,7 +40,7 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// How many ticks were skipped so far, because the one before was taken too late.
+    /// Number of ticks that were skipped so far, because the previous tick was taken too late.
     pub fn missed(&self) -> u64 {
         self.missed
     }
@@ -63,7 +64,7 @@ impl Stream for Interval {
     }
 }
 
-/// What is left of `dividend` when `divisor` is taken from it as often as possible.
+/// The remainder of `dividend` divided by `divisor`.
 fn remainder(dividend: Duration, divisor: Duration) -> Duration {
     const NANOS_PER_SECOND: u128 = 1_000_000_000;
     let nanos = dividend.as_nanos() % divisor.as_nanos();

@@ -454,7 +454,7 @@ fn wrong_usage_is_told_in_one_line_with_what_is_accepted() {
         (&["--model", "forked"], "async or threaded or sequential"),
         (&["--framing=word"], "chunk or line"),
         (&["--prefix", &long_prefix], "at most 1024 bytes"),
-        (&["--max-connections", "0"], "from 1 on"),
+        (&["--max-connections", "0"], "of 1 or more"),
         (&["--idle-timeout", "soon"], "seconds"),
         (
             &["--model", "threaded", "--max-connections", "5"],
@@ -648,13 +648,14 @@ fn a_port_that_needs_rights_is_told_in_one_line_with_a_remedy() {
 
 /// Runs the program under some limit. Returns whether it listens: then it answers a client. Otherwise it has said in one
 /// line why not.
-fn listens_under(runner: &[&str], model: &str) -> bool {
+fn listens_under(runner: &[&str], args: &[&str]) -> bool {
     let mut program = Program::spawn(
         Command::new("sh")
             // All in one stream, so that whatever comes next can be waited for.
             .args(["-c", "exec \"$@\" 2>&1", "sh"])
             .args(runner)
-            .args([BINARY, "-m", model, "-l", "127.0.0.1:0"])
+            .args([BINARY, "-l", "127.0.0.1:0"])
+            .args(args)
             .stdout(Stdio::piped()),
     );
     let line = program.stdout_line();
@@ -665,7 +666,7 @@ fn listens_under(runner: &[&str], model: &str) -> bool {
     }
     program.listens_on(&line);
     let client = program.connect();
-    assert_eq!(ask(&client, "x"), "Got: x", "{runner:?} {model}");
+    assert_eq!(ask(&client, "x"), "Got: x", "{runner:?} {args:?}");
     let (stdout, _) = program.stop();
     assert!(!stdout.concat().contains("panicked at"), "{stdout:?}");
     true
@@ -675,9 +676,10 @@ fn listens_under(runner: &[&str], model: &str) -> bool {
 #[ignore = "needs prlimit"]
 fn with_few_descriptors_the_program_listens_or_says_why_not() {
     // With three of them, the system's loader cannot open the libraries.
-    for model in ["async", "threaded", "sequential"] {
+    let models = ["async", "threaded", "sequential"].map(|model| ["-m", model]);
+    for args in models.iter().chain(&[["--monitor", "0"]]) {
         for limit in 4..=24 {
-            let listens = listens_under(&["prlimit", &format!("--nofile={limit}")], model);
+            let listens = listens_under(&["prlimit", &format!("--nofile={limit}")], args);
             if limit == 4 || limit == 24 {
                 assert_eq!(listens, limit == 24);
             }
@@ -693,7 +695,8 @@ fn without_the_right_to_start_threads_the_program_says_so() {
     for model in ["async", "threaded", "sequential"] {
         for limit in limits.clone() {
             let limit_threads = ["prlimit", &format!("--nproc={limit}")];
-            let listens = listens_under(&[&as_nobody()[..], &limit_threads].concat(), model);
+            let runner = [&as_nobody()[..], &limit_threads].concat();
+            let listens = listens_under(&runner, &["-m", model]);
             assert!(limit > 1 || !listens, "{limit}");
         }
     }

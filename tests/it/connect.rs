@@ -85,14 +85,14 @@ fn a_connection_that_cannot_be_made_says_to_where_and_why() {
             assert!(
                 error
                     .to_string()
-                    .starts_with(&format!("{text:?} is no address: ")),
+                    .starts_with(&format!("{text:?} is not an address: ")),
                 "{error}"
             );
             let error = Server::bind(text).await.unwrap_err();
             assert!(
                 error
                     .to_string()
-                    .starts_with(&format!("{text:?} is no address: ")),
+                    .starts_with(&format!("{text:?} is not an address: ")),
                 "{error}"
             );
         }

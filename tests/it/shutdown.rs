@@ -54,10 +54,12 @@ fn a_handler_hears_that_the_server_closes() {
     let served = Served::start(
         |server| server.drain(DEADLINE),
         async |mut connection| {
+            assert!(!connection.is_closing());
             connection.write_all(b"hello").await?;
             connection.closing().await;
             // Once more, though it has resolved.
             connection.closing().await;
+            assert!(connection.is_closing());
             connection.write_all(b", goodbye").await
         },
     );

@@ -116,6 +116,7 @@ const ORDER: &[&str] = &[
     "event_loop/main_future.rs",
     "event_loop/reactor.rs",
     "event_loop/spin.rs",
+    "event_loop/turn.rs",
     "event_loop.rs",
     "unblock.rs",
     "endpoint.rs",

@@ -159,7 +159,7 @@ fn a_tokio_runtime_on_a_thread_of_its_own_serves_futures_on_the_loop() {
 #[test]
 fn each_line_of_the_page_names_a_test_or_an_example_that_is_there() {
     let tests = include_str!("works_with.rs");
-    let rows = PAGE.split("## Not as they are").next().unwrap();
+    let rows = PAGE.split("## Crates that need a").next().unwrap();
     let rows = rows.lines().filter(|line| line.starts_with("| ["));
     for row in rows {
         let shown_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();

@@ -1,4 +1,4 @@
-//! In which order tasks run.
+//! Tests of the order in which tasks run.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -9,12 +9,12 @@ use async_task::Task;
 
 use super::super::{Executor, go_last};
 
-/// Tasks that note each of their polls in a common log, by a letter.
+/// Tasks that write a letter into a common log at each poll.
 #[derive(Clone, Default)]
 struct Log(Rc<RefCell<String>>);
 
 impl Log {
-    /// A task that calls `after` at the end of each of its polls, and ends with the eighth.
+    /// A task that calls `after` at the end of each poll, and ends with the eighth poll.
     fn task(&self, executor: &Executor, name: char, after: impl Fn(&Waker) + 'static) -> Task<()> {
         let (log, mut polls) = (self.0.clone(), 0);
         executor.start(poll_fn(move |cx| {
@@ -43,7 +43,7 @@ fn those_that_go_on_and_on_take_turns_with_those_that_go_last() {
         log.task(&executor, 'b', Waker::wake_by_ref),
     ];
     executor.turn();
-    // Each of the others has four polls first.
+    // Each of the other tasks is polled four times first.
     log.assert("xayb ababab xyab xyab xyab xyab xyxyxy");
 }
 
@@ -116,4 +116,23 @@ fn what_a_look_makes_ready_runs_before_those_that_go_last() {
         event.take().into_iter().for_each(Waker::wake);
     }
     log.assert("xyaea aex aey");
+}
+
+#[test]
+fn it_is_known_whether_somebody_goes_last() {
+    let (executor, log) = (Executor::new(), Log::default());
+    let _task = log.task(&executor, 'x', go_last);
+    let _entered = executor.enter(Waker::noop().clone());
+    assert!(!executor.somebody_goes_last(), "the task has not run yet");
+    for _ in 0..7 {
+        executor.begin_turn();
+        assert!(!executor.somebody_goes_last(), "its share of the turn");
+        executor.run_next();
+        assert!(executor.somebody_goes_last());
+        executor.end_turn();
+    }
+    executor.begin_turn();
+    executor.run_next();
+    assert!(!executor.somebody_goes_last(), "the task has ended");
+    log.assert("xxxxxxxx");
 }

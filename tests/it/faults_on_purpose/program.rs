@@ -153,6 +153,17 @@ fn a_delayed_connection_and_one_that_closes_late_end_at_the_deadline_of_the_drai
 }
 
 #[test]
+fn a_peer_that_stays_does_not_hold_up_the_drain_of_a_server_with_faults() {
+    let (program, _) = start(&["--fault", "delay=1ms", "--drain", "600"]);
+    let client = program.connect();
+    ask(&client, "hello");
+    program.signal(Signal::TERM);
+    let (status, _, _) = program.wait();
+    assert!(status.success());
+    assert_eq!(read_to_end(&client), b"");
+}
+
+#[test]
 fn a_silent_connection_ends_in_the_drain_and_by_the_idle_timeout() {
     let (program, _) = start(&["--fault", "silent-after=0"]);
     let mut client = program.connect();
@@ -262,14 +273,14 @@ fn a_wrong_fault_or_seed_is_told_in_one_line() {
             &["--fault", "refuse", "--seed", "-1"],
             "a whole number from 0",
         ),
-        (&["--seed", "1"], "--seed goes with --fault only"),
+        (&["--seed", "1"], "--seed works only with --fault"),
         (
             &["--fault", "refuse", "-m", "threaded"],
-            "--fault goes with --model async only",
+            "--fault works only with --model async",
         ),
         (
             &["--fault", "refuse", "-m", "sequential"],
-            "--fault goes with --model async only",
+            "--fault works only with --model async",
         ),
     ] {
         let mut command = Program::command();

@@ -85,7 +85,7 @@ fn a_wrong_word_is_told_in_one_line_what_is_accepted() {
         ("delay=200ms..100ms", "or a range"),
         ("delay=1.0000000001s", "a time with its unit"),
         ("delay=99999999999s", "a time with its unit"),
-        ("rate=0", "from 1 on"),
+        ("rate=0", "at least 1"),
         ("rate=10k", "rate=10kB"),
         ("rate=1.5", "rate=10kB"),
         ("rate=18446744073709551615kB", "rate=10kB"),

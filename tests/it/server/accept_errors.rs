@@ -5,11 +5,14 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use rustix::net::sockopt::set_socket_linger;
+use tinyloop::testing::{Faults, server};
+use tinyloop::{now, sleep, spawn};
 
 use crate::process::processor_time;
 use crate::server::is_silent_for;
-use crate::support::{Program, TempDir, ask};
+use crate::support::{Program, TempDir, ask, echo, run_on_test_clock};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
 
@@ -100,8 +103,26 @@ fn by_default_the_limit_of_connections_comes_before_that_of_descriptors() {
     let script = format!("ulimit -n 40; exec {BINARY} -l 127.0.0.1:0");
     let program = Program::start_command(Command::new("sh").args(["-c", &script]));
     let _connections: Vec<TcpStream> = (0..40).map(|_| program.connect()).collect();
-    let line = "connection limit reached (8): more wait for one to end";
+    let line = "connection limit reached (8): new connections wait";
     assert_eq!(program.stderr_line(), line);
     let (_, stderr) = program.stop();
     assert!(!stderr.concat().contains(PAUSED), "{stderr:?}");
+}
+
+#[test]
+fn a_hundred_errors_of_connections_in_a_row_cost_no_pause_and_one_more_does() {
+    const ECONNABORTED: i32 = 103;
+    run_on_test_clock(async || {
+        let (server, connector) = server();
+        let shutdown = sleep(Duration::from_secs(3600));
+        let _serving = spawn(server.shutdown_on(shutdown).serve(echo));
+        for (errors, pause) in [(100, Duration::ZERO), (101, PAUSE)] {
+            connector.fail_accepts(ECONNABORTED, errors);
+            let start = now();
+            let mut client = connector.connect(Faults::none()).unwrap();
+            client.write_all(b"?").await.unwrap();
+            client.read_exact(&mut [0; 6]).await.unwrap();
+            assert_eq!(now() - start, pause, "{errors} errors");
+        }
+    });
 }

@@ -7,6 +7,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,11 +16,13 @@ use std::time::{Duration, Instant};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{self, AddressFamily, SocketType};
+use tinyloop::testing::{Faults, server};
 use tinyloop::{Connection, Event, Server};
 
 use crate::server::{has_ended, is_silent_for};
 use crate::support::{
     DEADLINE, Program, Served, ask, connect, echo, hold, next, read_to_end, read_to_reset,
+    run_on_test_clock,
 };
 
 /// More than fits into the buffers of a connection whose client has small ones.
@@ -75,6 +79,23 @@ where
 async fn reply_to_a_line(mut connection: Connection) -> io::Result<()> {
     connection.read(&mut [0; 100]).await?;
     connection.write_all(&vec![b'x'; REPLY]).await
+}
+
+#[test]
+fn who_reads_on_after_the_idle_timeout_gets_the_rest_and_then_a_reset() {
+    // It fits into the server's kernel, and not into the client's.
+    const REPLY: usize = 60_000;
+    let (served, closed) = reasons(
+        |server| server.idle_timeout(Duration::from_millis(100)),
+        async |mut connection| {
+            connection.write_all(&[b'x'; REPLY]).await?;
+            connection.read(&mut [0]).await.map(drop)
+        },
+    );
+    let client = with_small_buffer(served.addr);
+    assert_eq!(next(&closed), "timed out");
+    assert_eq!(read_to_reset(&client).len(), REPLY);
+    assert_eq!(served.stop().unwrap().timed_out, 1);
 }
 
 #[test]
@@ -157,6 +178,29 @@ fn survives_the_drain_and_a_late_line(
     drop(client);
     assert_eq!(next(&reasons), "completed");
     served.stop().unwrap();
+}
+
+#[test]
+fn a_peer_that_has_not_taken_its_reply_yet_holds_no_place() {
+    let served = Served::start(
+        |server| server.max_connections(1).socket_buffers(BUFFERS),
+        async |mut connection| {
+            connection.read(&mut [0; 100]).await?;
+            connection.write_all(&vec![b'x'; FITS]).await
+        },
+    );
+    let clients = [(); 3].map(|()| {
+        let client = with_small_buffer(served.addr);
+        (&client).write_all(b"a line\n").unwrap();
+        (&client).read_exact(&mut [0]).unwrap();
+        client
+    });
+    for client in &clients {
+        assert_eq!(read_to_end(client).len(), FITS - 1);
+    }
+    drop(clients);
+    let report = served.stop().unwrap();
+    assert_eq!((report.completed, report.peak_connections), (3, 1));
 }
 
 #[test]
@@ -314,6 +358,28 @@ fn the_drain_does_not_wait_for_a_peer_that_has_everything_and_stays() {
 }
 
 #[test]
+fn nothing_is_left_of_a_connection_whose_peer_has_closed_too() {
+    run_on_test_clock(async || {
+        let (server, connector) = server();
+        let (shutdown, shut_down) = smol::channel::bounded(1);
+        let shut_down = async move { shut_down.recv().await.unwrap_or_default() };
+        let server = server.drain(DEADLINE).shutdown_on(shut_down);
+        let serving = tinyloop::spawn(
+            server.serve(async |mut connection| connection.write_all(b"hello").await),
+        );
+        let mut client = connector.connect(Faults::none()).unwrap();
+        let mut reply = Vec::new();
+        client.read_to_end(&mut reply).await.unwrap();
+        drop(client);
+        tinyloop::sleep(Duration::from_millis(1)).await;
+        let start = tinyloop::now();
+        shutdown.send(()).await.unwrap();
+        assert_eq!(serving.await.unwrap().completed, 1);
+        assert_eq!(tinyloop::now(), start, "there is nothing to drain");
+    });
+}
+
+#[test]
 fn a_connection_that_was_passed_on_holds_its_place_until_it_is_dropped() {
     let served = Served::start(
         |server| server.max_connections(1).drain(Duration::from_millis(200)),
@@ -366,6 +432,28 @@ fn a_stream_can_be_taken_out_of_a_connection() {
         assert_eq!(read_to_end(&client), b"x");
     }
     assert_eq!(served.stop().unwrap().completed, 2);
+}
+
+#[test]
+fn a_stream_that_was_taken_out_may_outlive_its_handler() {
+    let served = Served::start(
+        |server| server,
+        async |connection| {
+            let mut stream = async_net::TcpStream::try_from(connection)?;
+            let new_owner = async move {
+                stream.read_exact(&mut [0]).await.unwrap();
+                stream.write_all(b"late").await.unwrap();
+            };
+            tinyloop::spawn(new_owner).detach();
+            Ok(())
+        },
+    );
+    let mut client = served.connect();
+    // Until the server has nothing to do with it any more.
+    assert!(is_silent_for(&client, Duration::from_millis(100)));
+    client.write_all(b"x").unwrap();
+    assert_eq!(read_to_end(&client), b"late");
+    assert_eq!(served.stop().unwrap().completed, 1);
 }
 
 #[test]
@@ -436,16 +524,33 @@ fn a_client_that_comes_back_after_its_end_finds_its_place_free() {
     }
 }
 
+/// Reads a byte, and calls `polled` at each poll of the read.
+async fn read_byte(mut connection: &Connection, polled: impl Fn()) -> io::Result<[u8; 1]> {
+    let mut byte = [0];
+    let mut read = connection.read(&mut byte);
+    poll_fn(|cx| {
+        polled();
+        Pin::new(&mut read).poll(cx)
+    })
+    .await?;
+    Ok(byte)
+}
+
 #[test]
 fn a_second_reader_costs_nothing_and_is_woken_too() {
+    let polls = Arc::new(AtomicUsize::new(0));
+    let counted = polls.clone();
     let served = Served::start(
         |server| server.drain(Duration::from_secs(5)),
-        async |connection| {
+        async move |connection| {
             let connection = Rc::new(connection);
-            let read = |connection: Rc<Connection>| async move {
-                let mut byte = [0];
-                (&*connection).read_exact(&mut byte).await?;
-                (&*connection).write_all(&byte).await
+            let read = |connection: Rc<Connection>| {
+                let polls = counted.clone();
+                async move {
+                    let count = || _ = polls.fetch_add(1, Ordering::Relaxed);
+                    let byte = read_byte(&connection, count).await?;
+                    (&*connection).write_all(&byte).await
+                }
             };
             let other = tinyloop::spawn(read(connection.clone()));
             read(connection).await?;
@@ -463,6 +568,8 @@ fn a_second_reader_costs_nothing_and_is_woken_too() {
     assert_eq!(read_to_end(&client), b"");
     drop(client);
     assert_eq!(served.stop().unwrap().completed, 1);
+    let polls = polls.load(Ordering::Relaxed);
+    assert!(polls < 20, "{polls} polls");
 }
 
 #[test]
@@ -475,15 +582,8 @@ fn two_readers_that_wait_do_not_wake_each_other() {
         let readers = [(); 2].map(|()| {
             let (connection, polls) = (connection.clone(), polls.clone());
             tinyloop::spawn(async move {
-                let mut byte = [0];
-                let mut reader = &*connection;
-                let mut read = reader.read(&mut byte);
-                poll_fn(|cx| {
-                    polls.set(polls.get() + 1);
-                    Pin::new(&mut read).poll(cx)
-                })
-                .await
-                .unwrap();
+                let count = || polls.set(polls.get() + 1);
+                read_byte(&connection, count).await.unwrap();
             })
         });
         tinyloop::sleep(Duration::from_millis(50)).await;

@@ -37,7 +37,7 @@ fn a_server_tells_what_happens_in_order() {
     let held_addrs = held.each_ref().map(|stream| stream.local_addr().unwrap());
     expect(format!("Connection from {}", held_addrs[0]));
     expect(format!("Connection from {}", held_addrs[1]));
-    expect("connection limit reached (2): more are rejected".to_owned());
+    expect("connection limit reached (2): new connections are rejected".to_owned());
     let rejected = served.connect();
     let rejected_addr = rejected.local_addr().unwrap();
     expect(format!("rejected {rejected_addr}: the server is full"));

@@ -92,7 +92,7 @@ fn a_limit_that_comes_and_goes_is_told_once_and_its_end_once() {
         |server| server.max_connections(2).when_full(WhenFull::Reject),
         echo,
     );
-    let limit = "connection limit reached (2): more are rejected";
+    let limit = "connection limit reached (2): new connections are rejected";
     let expect = |starts: &[&str]| {
         for start in starts {
             let event = next(&events);
@@ -126,11 +126,11 @@ fn a_limit_that_comes_and_goes_is_told_once_and_its_end_once() {
 
 #[test]
 fn the_program_has_both_ways_to_be_full() {
-    for (when_full, told) in [("wait", "wait for one to end"), ("reject", "are rejected")] {
+    for (when_full, told) in [("wait", "wait"), ("reject", "are rejected")] {
         let options = ["--max-connections", "1", "--when-full", when_full];
         let program = Program::start(&[&["-l", "127.0.0.1:0"], &options[..]].concat());
         let held = program.connect();
-        let limit = format!("connection limit reached (1): more {told}");
+        let limit = format!("connection limit reached (1): new connections {told}");
         assert_eq!(program.stderr_line(), limit);
         let more = program.connect();
         match when_full {

@@ -12,7 +12,7 @@ use futures_lite::future::or;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use rustix::process::Signal;
 use tinyloop::testing::{self, Faults};
-use tinyloop::{CloseReason, Connection, Event, EventLoop, Server, now, sleep, spawn};
+use tinyloop::{CloseReason, Connection, Event, EventLoop, Server, now, sleep, spawn, timeout};
 
 use crate::server::has_ended;
 use crate::support::{
@@ -246,6 +246,26 @@ fn every_timeout_is_exact_on_the_test_clock() {
         assert_eq!(now() - start, HOUR / 2 + HOUR);
         serving.await.unwrap();
         assert_eq!(told.try_recv(), Ok(HOUR / 2 + HOUR));
+    });
+}
+
+#[test]
+fn a_write_that_was_given_up_keeps_no_connection_for_ever() {
+    run_on_test_clock(async || {
+        let (server, connector) = testing::server();
+        let server = server.idle_timeout(IDLE).shutdown_on(sleep(100 * IDLE));
+        let serving = spawn(server.serve(async |mut connection| {
+            let endless = async { while connection.write(&[b'x'; 4096]).await.is_ok() {} };
+            assert!(timeout(IDLE / 2, endless).await.is_err());
+            connection.read(&mut [0]).await.map(drop)
+        }));
+        let mut peer = connector.connect(Faults::none()).unwrap();
+        sleep(IDLE).await;
+        let start = now();
+        // Takes all that there is, and more never comes.
+        assert!(peer.read_to_end(&mut Vec::new()).await.is_err());
+        assert!(now() - start <= 2 * IDLE, "{:?}", now() - start);
+        assert_eq!(serving.await.unwrap().timed_out, 1);
     });
 }
 

@@ -25,6 +25,7 @@ fn world(drain: u64, peers: Vec<Peer>) -> World {
         seed: 0,
         is_real: false,
         settings: Settings {
+            listeners: 1,
             limit: None,
             reject: false,
             idle: None,
@@ -73,7 +74,11 @@ fn a_write_that_gets_room_as_the_idle_timeout_fires_is_not_idle() {
     let mut world = world(937, vec![peer(&[Step::WriteWhileReading(73_132)])]);
     world.settings.idle = Some(100);
     world.peers[0].wire.latency = 150;
-    holds(&world);
+    // Whose turn it is first depends on the events that are told late.
+    for seed in 0..100 {
+        world.peers[0].faults = Some(seed);
+        holds(&world);
+    }
 }
 
 #[test]
@@ -82,7 +87,8 @@ fn accepts_that_fail_close_no_connection_early() {
     world.peers[0].wire.buffers = Some((200_000, 4_096));
     world.peers[0].wire.latency = 1;
     world.peers[0].says = vec![Say::Wait(300), Say::Send(13_560)];
-    world.happenings = vec![(200, super::plan::Happening::FailedAccepts(107))];
+    world.peers[0].at = 170;
+    world.happenings = vec![(374, super::plan::Happening::FailedAccepts(107))];
     world.end.0 = 519;
     holds(&world);
 }
@@ -96,5 +102,15 @@ fn a_stalled_connection_whose_handler_returns_ok_sees_no_clean_end() {
     let mut world = world(625, vec![peer(&[pass_on])]);
     world.settings.stall = Some(200);
     world.peers[0].wire.latency = 150;
+    holds(&world);
+}
+
+#[test]
+fn a_half_that_is_closed_after_a_long_time_is_not_stalled_at_once() {
+    let steps = [Step::Think(1_000), Step::HalfClose, Step::Write(1)];
+    let mut world = world(625, vec![peer(&steps)]);
+    world.settings.stall = Some(200);
+    world.peers[0].wire.latency = 20;
+    world.end.0 = 2_000;
     holds(&world);
 }

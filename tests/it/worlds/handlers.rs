@@ -20,9 +20,9 @@ use super::trace::{What, millis};
 pub(super) async fn handle(
     stage: &Rc<Stage>,
     upstream: &Connector,
+    visit: usize,
     connection: Connection,
 ) -> io::Result<()> {
-    let visit = stage.visit(connection.id()).expect("was told of");
     let peer = stage.peer_of(visit).clone();
     let mut life = Life::begin(stage, visit);
     if peer.ends_when_draining {
@@ -42,6 +42,13 @@ pub(super) async fn handle(
         Err(_) => What::Fails,
     };
     result
+}
+
+/// Panics before there is a future.
+pub(super) fn panic_at_once(stage: &Rc<Stage>, visit: usize, connection: Connection) -> ! {
+    let _held = Held::new(connection, stage.clone(), visit);
+    let _life = Life::begin(stage, visit);
+    resume_unwind(Box::new("as planned"))
 }
 
 /// The time in which a handler is there. Tells how it ends, however that is.
@@ -146,7 +153,7 @@ async fn perform(
             }
             Step::HalfClose => held.half_close().await.map(|()| true)?,
             Step::Fail => return Err(io::Error::other("as planned")),
-            Step::Panic => resume_unwind(Box::new("as planned")),
+            Step::Panic | Step::PanicAtOnce => resume_unwind(Box::new("as planned")),
             Step::HoldBomb => {
                 bomb = Some(Bomb);
                 true

@@ -3,12 +3,13 @@
 use std::future::{pending, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::rc::Rc;
 
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 use tinyloop::testing::{Connector, Faults, Wire};
-use tinyloop::{Connection, sleep};
+use tinyloop::{Address, Connection, sleep};
 
 use super::plan::{Peer, Reads, Say};
 use super::stage::{Stage, bytes, said};
@@ -18,7 +19,7 @@ use super::trace::{What, millis};
 #[derive(Clone)]
 pub(super) enum Target {
     Memory(Connector),
-    Loopback(SocketAddr),
+    Socket(Address),
 }
 
 /// How a visit ends.
@@ -41,8 +42,8 @@ pub(super) async fn visit(stage: Rc<Stage>, index: usize, server: Target) {
             .map_or_else(Faults::none, Faults::late_events);
         let faults = peer.faults.map_or(late, Faults::from_seed);
         let connected = match &server {
-            Target::Memory(connector) => connect(connector, &peer, faults).map(|c| (c, 0)),
-            Target::Loopback(addr) => connect_socket(*addr),
+            Target::Memory(connector) => connect(connector, &peer, visit, faults),
+            Target::Socket(addr) => connect_socket(addr),
         };
         let (connection, port) = match connected {
             Ok(connected) => connected,
@@ -54,7 +55,15 @@ pub(super) async fn visit(stage: Rc<Stage>, index: usize, server: Target) {
     }
 }
 
-fn connect(connector: &Connector, peer: &Peer, faults: Faults) -> io::Result<Connection> {
+/// Connects in memory, from a port of its own, which it returns, too.
+fn connect(
+    connector: &Connector,
+    peer: &Peer,
+    visit: usize,
+    faults: Faults,
+) -> io::Result<(Connection, u16)> {
+    let port = visit as u16 + 1;
+    let from = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
     let plan = &peer.wire;
     let mut wire = if plan.unix { Wire::unix() } else { Wire::tcp() };
     if let Some((send, receive)) = plan.buffers {
@@ -66,15 +75,25 @@ fn connect(connector: &Connector, peer: &Peer, faults: Faults) -> io::Result<Con
     let wire = wire
         .latency(millis(plan.latency))
         .rate(plan.rate.unwrap_or(0));
-    connector.connect_over(wire, faults)
+    Ok((connector.connect_from(from, wire, faults)?, port))
 }
 
-/// Connects to a listener on loopback, at once. Returns the port that it connects from, too.
-fn connect_socket(addr: SocketAddr) -> io::Result<(Connection, u16)> {
-    let stream = TcpStream::connect(addr)?;
-    let port = stream.local_addr()?.port();
-    let stream = async_net::TcpStream::try_from(stream)?;
-    Ok((Connection::from(stream), port))
+/// Connects to a listener on loopback, at once. Returns the port that it connects from, too: a Unix socket has none.
+fn connect_socket(to: &Address) -> io::Result<(Connection, u16)> {
+    match to {
+        Address::Unix(Some(path)) => {
+            let stream = UnixStream::connect(path)?;
+            let stream = async_net::unix::UnixStream::try_from(stream)?;
+            Ok((Connection::from(stream), 0))
+        }
+        Address::Tcp(addr) => {
+            let stream = TcpStream::connect(addr)?;
+            let port = stream.local_addr()?.port();
+            let stream = async_net::TcpStream::try_from(stream)?;
+            Ok((Connection::from(stream), port))
+        }
+        _ => unreachable!("a listener has an address"),
+    }
 }
 
 async fn live(stage: &Stage, peer: &Peer, visit: usize, connection: Connection) {

@@ -7,6 +7,9 @@ use fastrand::Rng;
 
 use super::trace::millis;
 
+/// How many listeners a server has at most.
+pub(super) const LISTENERS: usize = 3;
+
 /// How many requests one peer makes at most, so that no world takes long.
 const ROUNDS_MAX: usize = 100;
 
@@ -28,6 +31,8 @@ pub(super) struct World {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Settings {
+    /// The peers take turns in connecting to them. On real sockets the second is a Unix one.
+    pub(super) listeners: usize,
     pub(super) limit: Option<usize>,
     pub(super) reject: bool,
     pub(super) idle: Option<Millis>,
@@ -123,6 +128,8 @@ pub(super) enum Step {
     HalfClose,
     Fail,
     Panic,
+    /// Before its future is made, in the closure that is given to `serve`. Only as the first.
+    PanicAtOnce,
     /// From here on it holds a value that panics when it is dropped.
     HoldBomb,
 }
@@ -164,6 +171,11 @@ impl World {
     pub(super) fn from_seed(seed: u64) -> World {
         let rng = &mut Rng::with_seed(seed);
         let settings = Settings {
+            listeners: if one_in(rng, 4) {
+                rng.usize(2..=LISTENERS)
+            } else {
+                1
+            },
             limit: one_in(rng, 2).then(|| {
                 let most = pick(rng, &[1, 3, 20]);
                 rng.usize(1..=most)
@@ -181,14 +193,17 @@ impl World {
             _ => rng.usize(1..=4),
         };
         let span = pick(rng, &[1, 500, 3_000]);
-        let peers = (0..count).map(|_| peer(rng, &settings, span, count));
-        let peers = peers.collect();
-        let beside = some(rng, 3, |rng| (rng.u64(..3_000), beside(rng)));
-        let happenings = some(rng, 4, |rng| (rng.u64(..4_000), happening(rng)));
         let at = match rng.u8(..10) {
             0..6 => rng.u64(..6_000),
             _ => rng.u64(6_000..120_000),
         };
+        let peers = (0..count).map(|_| match one_in(rng, 12) {
+            true => late_peer(rng, &settings, at),
+            false => peer(rng, &settings, span, count),
+        });
+        let peers = peers.collect();
+        let beside = some(rng, 3, |rng| (rng.u64(..3_000), beside(rng)));
+        let happenings = some(rng, 4, |rng| (rng.u64(..4_000), happening(rng)));
         let end = match rng.u8(..20) {
             0 => End::SecondSignal(rng.u64(..2_000)),
             1 => End::DropServe,
@@ -220,6 +235,7 @@ impl World {
         self.beside.truncate(2);
         self.happenings
             .retain(|(_, happening)| matches!(happening, Happening::Stop(_)));
+        self.settings.listeners = self.settings.listeners.min(2);
         self.settings.idle.iter_mut().for_each(timeout);
         self.settings.stall.iter_mut().for_each(timeout);
         self.settings.drain = self.settings.drain.min(2_500);
@@ -242,8 +258,11 @@ impl World {
                 short(within);
             }
         }
-        for peer in &mut self.peers {
-            peer.wire = Wire::default();
+        for (index, peer) in self.peers.iter_mut().enumerate() {
+            peer.wire = Wire {
+                unix: index % self.settings.listeners == 1,
+                ..Wire::default()
+            };
             (peer.faults, peer.late_events) = (None, None);
             short(&mut peer.at);
             short(&mut peer.stays);
@@ -378,14 +397,43 @@ fn peer(rng: &mut Rng, settings: &Settings, span: Millis, count: usize) -> Peer 
     }
 }
 
+/// A peer that reads a reply slowly while the server drains, and says one more line meanwhile.
+fn late_peer(rng: &mut Rng, settings: &Settings, end: Millis) -> Peer {
+    let most = 80_000;
+    let (before, reply) = (rng.u64(..1_000), rng.usize(2_000..most));
+    let request = rng.usize(1..20);
+    Peer {
+        at: end.saturating_sub(before),
+        wire: Wire {
+            buffers: one_in(rng, 2).then_some((most, most)),
+            ..Wire::default()
+        },
+        reads: Reads::Slowly {
+            piece: reply.div_ceil(rng.usize(1..50)),
+            every: pick(rng, &[50, 200, 1_000]),
+        },
+        says: vec![
+            Say::Send(request),
+            Say::Wait(before + rng.u64(..4_000)),
+            Say::Send(rng.usize(1..20)),
+        ],
+        handler: vec![Step::Serve {
+            request,
+            think: 0,
+            reply,
+        }],
+        ends_when_draining: true,
+        ..peer(rng, settings, 1, 1)
+    }
+}
+
 /// What a peer says, and what its handler makes of it.
 fn exchange(rng: &mut Rng, settings: &Settings, most: usize) -> (Vec<Say>, Vec<Step>) {
     let mut says = Vec::new();
     let mut steps = Vec::new();
-    if one_in(rng, 12) {
-        steps.push(Step::HoldBomb);
-    }
-    match rng.u8(..13) {
+    let bomb = one_in(rng, 12);
+    match rng.u8(..14) {
+        13 => steps.push(Step::PanicAtOnce),
         0 => steps.push(if one_in(rng, 2) {
             Step::Echo
         } else {
@@ -439,6 +487,9 @@ fn exchange(rng: &mut Rng, settings: &Settings, most: usize) -> (Vec<Say>, Vec<S
         10 => steps.push(Step::Ask(size(rng, 5_000))),
         11 => steps.push(Step::Feed(rng.usize(1..300))),
         _ => steps.extend((0..rng.u8(1..5)).map(|_| step(rng, settings, most))),
+    }
+    if bomb {
+        steps.insert(0, Step::HoldBomb);
     }
     for _ in 0..rng.u8(..6) {
         says.push(say(rng, settings, most));
@@ -522,8 +573,14 @@ impl fmt::Display for World {
     /// A few lines that a person can read.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "a server with {}", self.settings)?;
-        for (number, peer) in self.peers.iter().enumerate() {
-            writeln!(f, "peer {number} {peer}")?;
+        let mut number = 0;
+        for alike in self.peers.chunk_by(|a, b| a == b) {
+            let last = number + alike.len() - 1;
+            match alike.len() {
+                1 => writeln!(f, "peer {number} {}", alike[0])?,
+                _ => writeln!(f, "each of the peers {number} to {last} {}", alike[0])?,
+            }
+            number = last + 1;
         }
         for (at, beside) in &self.beside {
             writeln!(f, "at {at} ms: a task {beside}")?;
@@ -538,6 +595,9 @@ impl fmt::Display for World {
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
+        if self.listeners > 1 {
+            parts.push(format!("{} listeners", self.listeners));
+        }
         if let Some(limit) = self.limit {
             let others = if self.reject { "rejects" } else { "lets wait" };
             parts.push(format!("a limit of {limit} ({others} others)"));

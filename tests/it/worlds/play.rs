@@ -8,14 +8,14 @@ use futures_lite::{FutureExt, StreamExt};
 use smol::channel;
 use tinyloop::testing::{self, Connector};
 use tinyloop::{
-    Address, CloseReason, Event, EventLoop, Listener, OnPanic, Server, Task, TaskGroup, WhenFull,
-    sleep, spawn, timeout,
+    CloseReason, Connection, Event, EventLoop, Listener, OnPanic, Server, Task, TaskGroup,
+    WhenFull, sleep, spawn, timeout,
 };
 
-use super::handlers::{compute, handle};
+use super::handlers::{compute, handle, panic_at_once};
 use super::peers::{self, Target};
-use super::plan::{Beside, End, Happening, World};
-use super::stage::{Stage, counted, reset_polls, waits};
+use super::plan::{Beside, End, Happening, LISTENERS, Step, World};
+use super::stage::{Stage, counted, counted_tasks, reset_polls, waits, wakers, watched};
 use super::trace::{Reason, Trace, What, millis};
 
 /// What happens in a world.
@@ -29,37 +29,44 @@ pub(super) fn play(world: &World) -> Trace {
     event_loop.run(perform(stage.clone()));
     drop(event_loop);
     let mut trace = stage.with_trace(std::mem::take);
-    trace.left = stage.alive.get();
+    // smol's thread may hold one for a moment, to wake it.
+    let patience = if world.is_real { 1_000 } else { 0 };
+    for _ in 0..patience {
+        if wakers() == 0 {
+            break;
+        }
+        std::thread::sleep(millis(1));
+    }
+    trace.outlive = (stage.alive.get(), Rc::strong_count(&stage) - 1, wakers());
     trace.waits = waits();
     trace
 }
 
 async fn perform(stage: Rc<Stage>) {
-    let (mut server, connector) = testing::server();
-    let mut target = Target::Memory(connector.clone());
-    if stage.world.is_real {
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        server = Server::from_listener(listener).unwrap();
-        if let Address::Tcp(addr) = server.local_addrs()[0] {
-            target = Target::Loopback(addr);
-        }
-    }
+    let (server, targets, connectors) = open(&stage.world);
     let (upstream, ask_upstream) = testing::server();
-    // Lives as long as the loop.
-    spawn(upstream.serve(async |connection| tinyloop::echo(connection, b"").await)).detach();
+    let upstream = spawn(upstream.serve(async |connection| tinyloop::echo(connection, b"").await));
     let server = configure(&stage, server);
 
     let mut visits = TaskGroup::new();
     for peer in 0..stage.world.peers.len() {
-        let visit = peers::visit(stage.clone(), peer, target.clone());
+        let target = targets[peer % targets.len()].clone();
+        let visit = peers::visit(stage.clone(), peer, target);
         visits.spawn(counted(visit)).await;
     }
     for &(at, beside) in &stage.world.beside {
-        spawn(beside_others(stage.clone(), at, beside)).detach();
+        spawn(counted(beside_others(stage.clone(), at, beside))).detach();
     }
     for &(at, happening) in &stage.world.happenings {
-        spawn(happens(stage.clone(), connector.clone(), at, happening)).detach();
+        spawn(counted(happens(
+            stage.clone(),
+            connectors.clone(),
+            at,
+            happening,
+        )))
+        .detach();
     }
+    drop((targets, connectors));
     if stage.world.settings.set_up > 0 {
         sleep(millis(1)).await;
         compute(&stage, stage.world.settings.set_up);
@@ -74,8 +81,54 @@ async fn perform(stage: Rc<Stage>) {
             2_000_000
         };
         timeout(millis(patience), all).await.ok();
+        drop(visits);
+        upstream.cancel().await;
+        stage.tell(None, What::Ends);
+        leave(&stage).await;
     }
-    stage.tell(None, What::Ends);
+}
+
+/// Waits for the tasks of the world's own, and notes what is left then.
+async fn leave(stage: &Stage) {
+    let mut patience = if stage.world.is_real { 100 } else { 10_000 };
+    while counted_tasks() > 0 && patience > 0 {
+        sleep(millis(50)).await;
+        patience -= 1;
+    }
+    // Whoever was cancelled is dropped in a turn. The main future is one of them.
+    while testing::tasks() > 1 && patience > 0 {
+        sleep(millis(1)).await;
+        patience -= 1;
+    }
+    stage.with_trace(|trace| trace.left = (testing::tasks() - 1, testing::timers()));
+}
+
+fn in_memory<const N: usize>() -> (Server, Vec<Connector>) {
+    let (server, connectors) = testing::server_on::<N>();
+    (server, connectors.into())
+}
+
+/// A server with its listeners, whom to connect to, and where accepts can be made to fail.
+fn open(world: &World) -> (Server, Vec<Target>, Vec<Connector>) {
+    let count = world.settings.listeners;
+    if !world.is_real {
+        let (server, connectors) = match count {
+            1 => in_memory::<1>(),
+            2 => in_memory::<2>(),
+            _ => in_memory::<LISTENERS>(),
+        };
+        let targets = connectors.iter().cloned().map(Target::Memory).collect();
+        return (server, targets, connectors);
+    }
+    let mut listeners = vec![Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap()];
+    if count > 1 {
+        let name = format!("tinyloop-world-{}-{}", std::process::id(), world.seed);
+        listeners.push(Listener::bind_unix(std::env::temp_dir().join(name)).unwrap());
+    }
+    let server = Server::from_listeners(listeners).unwrap();
+    let addrs = server.local_addrs().iter();
+    let targets = addrs.cloned().map(Target::Socket).collect();
+    (server, targets, Vec::new())
 }
 
 /// Ends the world as its plan has it, and returns when the server has ended.
@@ -138,8 +191,14 @@ fn configure(stage: &Rc<Stage>, mut server: Server) -> Server {
 async fn serve(stage: Rc<Stage>, server: Server, upstream: Connector) {
     let handlers = stage.clone();
     stage.tell(None, What::Serves);
-    let serving =
-        server.serve(async move |connection| handle(&handlers, &upstream, connection).await);
+    let serving = server.serve(move |connection: Connection| {
+        let (stage, upstream) = (handlers.clone(), upstream.clone());
+        let visit = stage.visit(connection.id()).expect("was told of");
+        if stage.peer_of(visit).handler.first() == Some(&Step::PanicAtOnce) {
+            panic_at_once(&stage, visit, connection);
+        }
+        watched(async move { handle(&stage, &upstream, visit, connection).await })
+    });
     match AssertUnwindSafe(serving).catch_unwind().await {
         Ok(report) => {
             stage.tell(None, What::ServeReturns);
@@ -194,21 +253,22 @@ fn observe(stage: &Stage, event: &Event<'_>) {
     stage.tell(visit, what);
 }
 
-async fn happens(stage: Rc<Stage>, connector: Connector, at: u64, happening: Happening) {
+async fn happens(stage: Rc<Stage>, to: Vec<Connector>, at: u64, happening: Happening) {
+    let limit = |most| to.iter().for_each(|to| to.limit_descriptors(most));
     sleep(millis(at)).await;
     match happening {
         Happening::Stop(time) => compute(&stage, time),
         Happening::NoDescriptors(time) => {
             stage.tell(None, What::LacksDescriptors);
-            connector.limit_descriptors(0);
+            limit(0);
             sleep(millis(time)).await;
-            connector.limit_descriptors(usize::MAX);
+            limit(usize::MAX);
             stage.tell(None, What::HasDescriptors);
         }
         // ECONNABORTED.
         Happening::FailedAccepts(count) => {
-            stage.tell(None, What::FailAccepts);
-            connector.fail_accepts(103, count);
+            stage.tell(None, What::FailAccepts(count));
+            to[0].fail_accepts(103, count);
         }
     }
 }
@@ -254,7 +314,7 @@ async fn beside_others(stage: Rc<Stage>, at: u64, beside: Beside) {
                 let fires = async move {
                     let due = sleep.deadline();
                     sleep.await;
-                    let due = tinyloop::now() - due;
+                    let due = tinyloop::now().checked_duration_since(due);
                     stage.tell(None, What::Fires { due });
                 };
                 timers.spawn(fires).await;

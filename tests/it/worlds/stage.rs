@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
@@ -42,6 +42,9 @@ pub(super) fn answered(visit: usize) -> usize {
     2 * visit + 1
 }
 
+/// The most that a handler reads at once.
+const READ_MAX: usize = 10_000;
+
 pub(super) struct Stage {
     pub(super) world: World,
     start: Instant,
@@ -52,6 +55,8 @@ pub(super) struct Stage {
     queue: RefCell<VecDeque<(usize, u16)>>,
     /// The visits under their connections' ids.
     visits: RefCell<HashMap<u64, usize>>,
+    /// Where handlers read to: of one only, so that their futures are small.
+    buffer: RefCell<Vec<u8>>,
     /// How many handlers and connections there are.
     pub(super) alive: Cell<usize>,
 }
@@ -72,6 +77,7 @@ impl Stage {
             written: RefCell::default(),
             queue: RefCell::default(),
             visits: RefCell::default(),
+            buffer: RefCell::new(vec![0; READ_MAX]),
             alive: Cell::new(0),
         }
     }
@@ -184,11 +190,11 @@ impl Held {
 
     /// Reads at most `most` bytes; 0 is the end. Returns where in the peer's stream they stand, too.
     pub(super) async fn read(&self, most: usize) -> io::Result<(usize, usize)> {
-        let mut buffer = [0; 10_000];
-        let most = most.min(buffer.len());
+        let most = most.min(READ_MAX);
         let mut waits = false;
         let read = poll_fn(|cx| {
-            let read = Pin::new(&mut &self.connection).poll_read(cx, &mut buffer[..most]);
+            let buffer = &mut self.stage.buffer.borrow_mut()[..most];
+            let read = Pin::new(&mut &self.connection).poll_read(cx, buffer);
             if read.is_pending() && !waits {
                 waits = true;
                 self.tell(What::WaitsToRead);
@@ -203,7 +209,7 @@ impl Held {
             Ok(n) => {
                 let at = self.received.get();
                 self.received.set(at + n);
-                let is_right = &buffer[..n] == bytes(said(self.visit), at, n);
+                let is_right = self.stage.buffer.borrow()[..n] == *bytes(said(self.visit), at, n);
                 self.tell(What::Reads(n));
                 if !is_right {
                     self.tell(What::ReadsWrongBytes);
@@ -323,6 +329,8 @@ thread_local! {
     static POLLS: Cell<u64> = const { Cell::new(0) };
     /// How many of them there are.
     static TASKS: Cell<u64> = const { Cell::new(0) };
+    /// The wakers that were made.
+    static WAKERS: RefCell<Vec<Weak<Noted>>> = const { RefCell::new(Vec::new()) };
     /// The longest wait from a wake to its poll, for each number of tasks (its logarithm).
     static WAITS: RefCell<[(u64, u64); 12]> = const { RefCell::new([(0, 0); 12]) };
 }
@@ -332,6 +340,7 @@ pub(super) fn reset_polls() {
     POLLS.set(0);
     TASKS.set(0);
     WAITS.set([(0, 0); 12]);
+    WAKERS.take();
 }
 
 /// For each number of tasks, the most polls between a wake and its poll.
@@ -343,14 +352,29 @@ pub(super) fn waits() -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// A task whose wakes and polls are counted.
+/// How many counted tasks there are.
+pub(super) fn counted_tasks() -> u64 {
+    TASKS.get()
+}
+
+/// How many of the wakers that were made are still there.
+pub(super) fn wakers() -> usize {
+    WAKERS.with_borrow_mut(|made| {
+        made.retain(|waker| waker.strong_count() > 0);
+        made.len()
+    })
+}
+
+/// A task whose wakes and polls are counted, or whose waker is watched alone.
 pub(super) struct Counted<F> {
+    counts: bool,
     future: Pin<Box<F>>,
     waker: Option<(Arc<Noted>, Waker)>,
 }
 
 /// The waker of a counted task.
 struct Noted {
+    counts: bool,
     task: Mutex<Waker>,
     /// The poll at which it was woken, if it was since its own.
     woken: AtomicU64,
@@ -359,6 +383,16 @@ struct Noted {
 pub(super) fn counted<F: Future>(future: F) -> Counted<F> {
     TASKS.set(TASKS.get() + 1);
     Counted {
+        counts: true,
+        future: Box::pin(future),
+        waker: None,
+    }
+}
+
+/// A handler, which the server may well let wait for its turn.
+pub(super) fn watched<F: Future>(future: F) -> Counted<F> {
+    Counted {
+        counts: false,
         future: Box::pin(future),
         waker: None,
     }
@@ -371,7 +405,7 @@ impl Wake for Noted {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let now = POLLS.get();
-        if now > 0 {
+        if self.counts && now > 0 {
             self.woken
                 .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
                 .ok();
@@ -385,13 +419,16 @@ impl<F: Future> Future for Counted<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let now = POLLS.get() + 1;
+        let counts = self.counts;
+        let now = POLLS.get() + u64::from(counts);
         POLLS.set(now);
         let (noted, waker) = self.waker.get_or_insert_with(|| {
             let noted = Arc::new(Noted {
+                counts,
                 task: Mutex::new(cx.waker().clone()),
                 woken: AtomicU64::new(0),
             });
+            WAKERS.with_borrow_mut(|wakers| wakers.push(Arc::downgrade(&noted)));
             (noted.clone(), Waker::from(noted))
         });
         noted.task.lock().unwrap().clone_from(cx.waker());
@@ -413,6 +450,6 @@ impl<F: Future> Future for Counted<F> {
 
 impl<F> Drop for Counted<F> {
     fn drop(&mut self) {
-        TASKS.set(TASKS.get() - 1);
+        TASKS.set(TASKS.get() - u64::from(self.counts));
     }
 }

@@ -17,8 +17,10 @@ pub(super) struct Trace {
     pub(super) report: Option<Report>,
     /// The most polls of others between a task's wake and its poll, beside how many tasks there were then.
     pub(super) waits: Vec<(u64, u64)>,
-    /// Handlers and connections that were left when the loop was gone.
-    pub(super) left: usize,
+    /// Tasks and timers that were left when the server and everybody else had ended.
+    pub(super) left: (usize, usize),
+    /// Handlers and connections, futures, and wakers that were left when the loop was gone.
+    pub(super) outlive: (usize, usize, usize),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -93,13 +95,14 @@ pub(super) enum What {
     TimePasses(Duration),
     LacksDescriptors,
     HasDescriptors,
-    FailAccepts,
+    /// So many.
+    FailAccepts(u64),
     ShutsDown,
     DropsServe,
     DropsLoop,
-    /// A timer, so long after its deadline.
+    /// A timer, so long after its deadline. None if it is before.
     Fires {
-        due: Duration,
+        due: Option<Duration>,
     },
     Yielded,
     Woken,
