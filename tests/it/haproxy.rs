@@ -283,7 +283,7 @@ fn restarts_behind_haproxy_fail_no_exchange_and_a_kill_fails_none_but_its_own() 
     let told: BTreeSet<String> = survivor.peers.union(&killed.peers).cloned().collect();
     let ours: BTreeSet<String> = addrs.union(&after.addrs).cloned().collect();
     let untold: Vec<_> = ours.difference(&told).collect();
-    assert!(untold.is_empty(), "{untold:?}");
+    assert!(untold.is_empty(), "{}, {:?}", untold.len(), untold[0]);
     let failed = after.failures.iter().filter_map(|failure| failure.addr);
     let ours: BTreeSet<String> = ours
         .into_iter()

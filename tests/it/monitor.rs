@@ -53,7 +53,7 @@ impl Monitored {
         }
     }
 
-    fn ask(&self, request: &str) -> String {
+    pub(crate) fn ask(&self, request: &str) -> String {
         ask_monitor(self.addr, request)
     }
 

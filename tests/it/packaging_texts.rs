@@ -8,6 +8,7 @@ const MAN_PAGE: &str = include_str!("../../packaging/tinyloop.1");
 const BASH: &str = include_str!("../../packaging/completions/tinyloop.bash");
 const ZSH: &str = include_str!("../../packaging/completions/_tinyloop");
 const FISH: &str = include_str!("../../packaging/completions/tinyloop.fish");
+const KUBERNETES: &str = include_str!("../../packaging/kubernetes.yaml");
 
 /// What a command prints, when it has nothing to complain about.
 fn output(command: &mut Command) -> String {
@@ -119,4 +120,31 @@ fn the_shells_complete_options_and_their_values() {
     assert_eq!(fish("--drain"), "\n");
     assert!(bash("-q").contains(" --drain "));
     output(Command::new("zsh").args(["-n", "packaging/completions/_tinyloop"]));
+}
+
+/// The arguments of the container in the Kubernetes manifest.
+fn pod_args() -> Vec<&'static str> {
+    let (_, args) = KUBERNETES.split_once(" args:\n").unwrap();
+    let args = args
+        .lines()
+        .map_while(|line| line.trim().strip_prefix("- "));
+    args.map(|arg| arg.trim_matches('"')).collect()
+}
+
+#[test]
+fn the_pod_has_time_for_the_lame_duck_and_the_drain_and_the_program_takes_its_arguments() {
+    let args = pod_args();
+    let seconds = |option| -> u64 {
+        let at = args.iter().position(|arg| *arg == option).unwrap();
+        args[at + 1].parse().unwrap()
+    };
+    let setting = "terminationGracePeriodSeconds: ";
+    let grace = KUBERNETES.split(setting).nth(1).unwrap().lines().next();
+    let grace: u64 = grace.unwrap().parse().unwrap();
+    assert!(grace >= seconds("--lame-duck") + seconds("--drain") + 5);
+    let any_port = |arg: &str| arg.replace(":25000", "127.0.0.1:0").replace("25001", "0");
+    let args: Vec<String> = args.iter().map(|arg| any_port(arg)).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let program = Program::start(&args);
+    assert!(program.stdout_line().starts_with("monitor on 0.0.0.0:"));
 }
