@@ -89,8 +89,8 @@
 //!
 //! # What it does not do
 //!
-//! - It does not spread tasks over threads. For more cores, run several processes, each with its own port, behind a
-//!   load balancer, or use tokio or smol's `Executor`.
+//! - It does not spread tasks over threads. For more cores, run several processes that share a listening socket, as
+//!   `examples/workers.rs` does, or use tokio or smol's `Executor`.
 //! - It has no TLS of its own: wrap a [`Connection`] with futures-rustls.
 //! - The library never prints and never reads arguments. It ends the process in one case only: at the second signal
 //!   after [`signal::shutdown`].
@@ -99,6 +99,7 @@
 //!
 //! - `cli` (default): builds the command-line program. It adds the dependency argh.
 //! - `faults` (enabled by `cli`): streams that misbehave on purpose, for tests of clients (the module `faults`).
+//! - `inherit` (enabled by `cli`): the sockets that systemd or a parent process has passed on (the function `inherited`).
 //! - `proxy-protocol` (enabled by `cli`): the client's address behind a balancer ([`Server::proxy_protocol`]). It adds the
 //!   dependency proxy-header.
 //! - `testing`: a mock clock, and in-memory connections that simulate I/O errors (the module `testing`).
@@ -115,6 +116,8 @@ mod executor;
 #[cfg(feature = "faults")]
 pub mod faults;
 mod health;
+#[cfg(feature = "inherit")]
+mod inherited;
 mod io_error;
 pub mod monitor;
 mod platform;
@@ -138,7 +141,10 @@ pub use echo::{CHUNK, Framer};
 pub use echo::{Framing, echo, echo_framed};
 pub use endpoint::{Endpoint, ToEndpoint};
 pub use event_loop::{EventLoop, on_slow_poll, run, spawn, spawn_named, task_table, yield_now};
+#[cfg(feature = "inherit")]
+pub use inherited::inherited;
 pub use report::{LiveReport, Report};
+pub use server::listener::bind::ListenOptions;
 pub use server::{CloseReason, Event, Incoming, Listener, OnPanic, Server, WhenFull};
 pub use smol::Task;
 pub use task_group::TaskGroup;

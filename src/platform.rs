@@ -42,6 +42,15 @@ fn socket(family: AddressFamily, nonblocking: bool) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Whether a socket listens. macOS cannot tell: there every socket counts as listening.
+#[cfg(feature = "inherit")]
+pub(crate) fn is_listening(_socket: impl AsFd) -> bool {
+    #[cfg(not(target_vendor = "apple"))]
+    return net::sockopt::socket_acceptconn(_socket).unwrap_or(false);
+    #[cfg(target_vendor = "apple")]
+    return true;
+}
+
 /// Accepts a connection, makes it nonblocking and returns it with its peer's address.
 #[cfg(not(target_vendor = "apple"))]
 pub(crate) fn accept(listener: &TcpListener) -> io::Result<(TcpStream, Option<SocketAddr>)> {

@@ -10,7 +10,7 @@ mod ending;
 mod event;
 mod farewell;
 mod incoming;
-mod listener;
+pub(crate) mod listener;
 mod look;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_protocol;

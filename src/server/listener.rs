@@ -1,37 +1,26 @@
-//! Listening sockets: how they are created, and the options that their connections inherit.
+//! Listening sockets, and the options that their connections inherit.
+
+pub(crate) mod bind;
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, sockopt};
+use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
 use crate::address::Address;
 use crate::connection::set_user_timeout;
-use crate::endpoint::Endpoint;
-use crate::io_error;
-use crate::platform;
 
 /// Number of connections that the kernel holds before they are accepted. With a backlog of 128 (std, async-net), most
 /// clients in a burst of 1,000 wait a second until their SYN is sent again. The system's own limit (somaxconn) also
 /// applies.
 pub(super) const BACKLOG: i32 = 4096;
-
-/// How long to wait for another process that binds a Unix socket in the same folder, and the time between two checks.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-const LOCK_PAUSE: Duration = Duration::from_millis(1);
-
-/// Maximum number of tries to find a port that is free for IPv4 and IPv6, if the system may choose it.
-const PORT_TRIES: usize = 16;
 
 /// A listening TCP or Unix socket that no server uses yet.
 ///
@@ -52,94 +41,6 @@ pub(super) enum Socket {
 }
 
 impl Listener {
-    /// Listens on a TCP address, with a backlog of 4,096. An IPv6 address takes no IPv4 connections.
-    ///
-    /// # Errors
-    ///
-    /// `cannot listen on ADDRESS: …`, with the kind of the system's error, such as `AddrInUse`.
-    pub fn bind(addr: SocketAddr) -> io::Result<Listener> {
-        let listen = || {
-            let family = if addr.is_ipv4() {
-                AddressFamily::INET
-            } else {
-                AddressFamily::INET6
-            };
-            let socket = platform::stream_socket(family)?;
-            sockopt::set_socket_reuseaddr(&socket, true)?;
-            if addr.is_ipv6() {
-                // So IPv4 and IPv6 sockets can use the same port side by side, whatever the system's default is.
-                sockopt::set_ipv6_v6only(&socket, true)?;
-            }
-            ConnectionOptions::default().set(&socket)?;
-            net::bind(&socket, &addr)?;
-            net::listen(&socket, BACKLOG)?;
-            io::Result::Ok(TcpListener::from(socket))
-        };
-        listen()
-            .map(Listener::from)
-            .map_err(|error| cannot_listen(&Address::Tcp(addr), &error))
-    }
-
-    /// Listens on a Unix socket at `path`, with a backlog of 4,096.
-    ///
-    /// If the path has an old socket file on which no process listens, this file is removed first. A socket file that
-    /// is in use stays, and so does a file that is not a socket.
-    ///
-    /// # Errors
-    ///
-    /// `cannot listen on unix:PATH: …`, with the kind of the system's error, such as `AddrInUse`.
-    pub fn bind_unix(path: impl AsRef<Path>) -> io::Result<Listener> {
-        let path = path.as_ref();
-        let (length, most) = (path.as_os_str().len(), platform::UNIX_PATH_MAX);
-        if length > most {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidFilename,
-                format!(
-                    "cannot listen on a Unix socket: its path has {length} bytes, and may have {most} at most"
-                ),
-            ));
-        }
-        let listen = || {
-            // Held until the socket listens. Otherwise another process would think that nobody listens on this socket.
-            let _lock = lock_folder(path);
-            if is_stale(path)? {
-                fs::remove_file(path)?;
-            }
-            let listener = UnixListener::bind(path)?;
-            let file = SocketFile::new(path)?;
-            net::listen(&listener, BACKLOG)?;
-            Ok(Listener {
-                socket: Socket::Unix(listener),
-                file: Some(file),
-            })
-        };
-        listen().map_err(|error| cannot_listen(&Address::Unix(Some(path.to_owned())), &error))
-    }
-
-    /// Listens on all addresses that `endpoint` stands for. The look-up of a name blocks this thread.
-    ///
-    /// # Errors
-    ///
-    /// `cannot listen on ADDRESS: …`, with the kind of the system's error, such as `AddrInUse`.
-    pub fn bind_endpoint(endpoint: &Endpoint) -> io::Result<Vec<Listener>> {
-        match endpoint {
-            Endpoint::Loopback(port) => both((Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), *port),
-            Endpoint::All(port) => both((Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED), *port),
-            Endpoint::Ip(addrs) => addrs.iter().copied().map(Listener::bind).collect(),
-            Endpoint::Name(name, port) => {
-                let addrs = (name.as_str(), *port).to_socket_addrs();
-                let unknown =
-                    |error| io_error::explain(format_args!("cannot listen on {endpoint}"), &error);
-                let mut addrs: Vec<SocketAddr> = addrs.map_err(unknown)?.collect();
-                // On some systems the look-up returns an address twice.
-                addrs.sort();
-                addrs.dedup();
-                addrs.into_iter().map(Listener::bind).collect()
-            }
-            Endpoint::Unix(path) => Listener::bind_unix(path).map(|listener| vec![listener]),
-        }
-    }
-
     /// The address of the listening socket.
     ///
     /// # Errors
@@ -158,6 +59,16 @@ impl Listener {
         match self.socket {
             Socket::Tcp(listener) => Some(listener),
             Socket::Unix(_) => None,
+        }
+    }
+}
+
+impl AsFd for Listener {
+    /// The socket, for example to pass a duplicate of it to a child process.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd(),
+            Socket::Unix(listener) => listener.as_fd(),
         }
     }
 }
@@ -181,71 +92,6 @@ impl From<UnixListener> for Listener {
     }
 }
 
-/// Listens with IPv4 and, where the machine has it, IPv6, on the same port.
-fn both((v4, v6): (Ipv4Addr, Ipv6Addr), port: u16) -> io::Result<Vec<Listener>> {
-    let mut tries = if port == 0 { PORT_TRIES } else { 1 };
-    loop {
-        tries -= 1;
-        let first = Listener::bind((v4, port).into())?;
-        let Some(chosen) = first.local_addr()?.tcp() else {
-            return Ok(vec![first]);
-        };
-        match Listener::bind((v6, chosen.port()).into()) {
-            Ok(second) => return Ok(vec![first, second]),
-            Err(_) if !has_ipv6() => return Ok(vec![first]),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn has_ipv6() -> bool {
-    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
-}
-
-fn cannot_listen(addr: &Address, error: &io::Error) -> io::Error {
-    io_error::explain(format_args!("cannot listen on {addr}"), error)
-}
-
-/// Locks the folder of `path`. If several processes bind a path at the same time, each of them finds the others either
-/// listening or absent. `None` if the lock is not available: another process holds it for too long, or this process may
-/// not read the folder.
-fn lock_folder(path: &Path) -> Option<fs::File> {
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let folder = fs::File::open(folder.unwrap_or(Path::new("."))).ok()?;
-    let start = Instant::now();
-    loop {
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Some(folder),
-            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
-            Err(_) => return None,
-        }
-    }
-}
-
-/// Whether `path` is a socket on which no process listens.
-fn is_stale(path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => {}
-        // Connecting to other kinds of files is refused, too, so they are excluded first.
-        Ok(_) => {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "the file exists and is not a socket",
-            ));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    }
-    // Nonblocking: a running server with a full backlog would make this call wait.
-    let probe = platform::stream_socket(AddressFamily::UNIX)?;
-    rustix::io::ioctl_fionbio(&probe, true)?;
-    match net::connect(&probe, &SocketAddrUnix::new(path)?) {
-        Err(error) => Ok(error == Errno::CONNREFUSED),
-        Ok(()) => Ok(false),
-    }
-}
-
 /// The file of a Unix socket, identified by its inode. It is removed with its listener.
 #[derive(Debug)]
 pub(super) struct SocketFile {
@@ -254,7 +100,7 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    fn new(path: &Path) -> io::Result<SocketFile> {
+    pub(super) fn new(path: &Path) -> io::Result<SocketFile> {
         Ok(SocketFile {
             path: path.to_owned(),
             device_and_inode: device_and_inode(path)?,

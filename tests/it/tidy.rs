@@ -93,8 +93,13 @@ fn the_library_neither_prints_nor_ends_the_process_nor_reads_arguments() {
         "env::",
     ];
     for path in library() {
+        // The environment says which sockets were passed on.
+        let reads_environment = path.ends_with("src/inherited.rs");
         for (number, line) in code(&path) {
             for word in forbidden {
+                if word == "env::" && reads_environment {
+                    continue;
+                }
                 assert!(!line.contains(word), "{}:{number}: {line}", path.display());
             }
         }
@@ -143,6 +148,7 @@ const ORDER: &[&str] = &[
     "echo.rs",
     "copy.rs",
     "server/listener.rs",
+    "server/listener/bind.rs",
     "server/accept.rs",
     "server/trouble.rs",
     "server/ending.rs",
@@ -155,6 +161,7 @@ const ORDER: &[&str] = &[
     "server/connections.rs",
     "server/steps.rs",
     "server.rs",
+    "inherited.rs",
     "monitor/line.rs",
     "monitor/request.rs",
     "monitor/text.rs",
