@@ -11,6 +11,8 @@ use std::time::Instant;
 use crate::support::{DEADLINE, Program, TempDir, ask, connect, read_to_end};
 
 const UNIT: &str = include_str!("../../packaging/tinyloop.service");
+const TEMPLATE: &str = include_str!("../../packaging/tinyloop@.service");
+const SOCKET: &str = include_str!("../../packaging/tinyloop@.socket");
 
 /// What a line of the unit says of `name`, line by line.
 fn settings(name: &str) -> Vec<&'static str> {
@@ -61,25 +63,71 @@ fn calls(name: &str) -> Vec<String> {
         .collect()
 }
 
+/// The files of packaging, with the program where it is, in a directory of their own.
+fn installed(dir: &TempDir) {
+    let files = [
+        ("tinyloop.service", UNIT),
+        ("tinyloop@.service", TEMPLATE),
+        ("tinyloop@.socket", SOCKET),
+    ];
+    for (file, text) in files {
+        let text = text.replace("/usr/bin/tinyloop", env!("CARGO_BIN_EXE_tinyloop"));
+        fs::write(dir.path(file), text).unwrap();
+    }
+}
+
 #[test]
 #[ignore = "needs systemd-analyze"]
-fn the_unit_is_valid_and_leaves_little_exposed() {
+fn the_units_are_valid_and_leave_little_exposed() {
     let dir = TempDir::new("unit");
-    let path = dir.path("tinyloop.service");
-    // With the program where it is.
-    let unit = UNIT.replace("/usr/bin/tinyloop", env!("CARGO_BIN_EXE_tinyloop"));
-    fs::write(&path, unit).unwrap();
-    let path = path.to_str().unwrap();
-    systemd_analyze(&["verify", "--man=no", "--recursive-errors=no", path]);
-    // The threshold is in tenths: 1.5 of 10.
-    let analysis = systemd_analyze(&[
-        "security",
-        "--offline=true",
-        "--threshold=15",
-        "--no-pager",
-        path,
-    ]);
-    println!("{}", analysis.trim().lines().last().unwrap());
+    installed(&dir);
+    // An instance is verified as such.
+    for unit in [
+        "tinyloop.service",
+        "tinyloop@25000.service",
+        "tinyloop@25000.socket",
+    ] {
+        let template = unit.replace("25000", "");
+        if template != unit {
+            fs::copy(dir.path(&template), dir.path(unit)).unwrap();
+        }
+        let path = dir.path(unit);
+        let path = path.to_str().unwrap();
+        systemd_analyze(&["verify", "--man=no", "--recursive-errors=no", path]);
+    }
+    for unit in ["tinyloop.service", "tinyloop@25000.service"] {
+        let path = dir.path(unit);
+        let path = path.to_str().unwrap();
+        // The threshold is in tenths: 1.5 of 10.
+        let analysis = systemd_analyze(&[
+            "security",
+            "--offline=true",
+            "--threshold=15",
+            "--no-pager",
+            path,
+        ]);
+        println!("{}", analysis.trim().lines().last().unwrap());
+    }
+}
+
+#[test]
+fn the_unit_behind_a_socket_differs_in_what_it_listens_on_only() {
+    let lines = |unit: &'static str| -> Vec<&str> {
+        unit.lines()
+            .filter(|line| !line.starts_with('#') && !line.is_empty())
+            .collect()
+    };
+    let (unit, template) = (lines(UNIT), lines(TEMPLATE));
+    let of_unit = unit.iter().filter(|line| !template.contains(line));
+    let of_template = template.iter().filter(|line| !unit.contains(line));
+    let keys = |line: &&&'static str| line.split_once('=').unwrap().0;
+    let of_unit: Vec<&str> = of_unit.map(|line| keys(&line)).collect();
+    let of_template: Vec<&str> = of_template.map(|line| keys(&line)).collect();
+    assert_eq!(of_unit, ["Description", "After", "ExecStart", "WantedBy"]);
+    assert_eq!(
+        of_template,
+        ["Description", "Requires", "After", "ExecStart", "Also"]
+    );
 }
 
 #[test]
