@@ -33,6 +33,23 @@ fn the_echo_server_answers_and_ends_in_an_orderly_way() {
 }
 
 #[test]
+fn the_example_with_workers_serves_with_several_processes_until_a_signal() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let program = start("workers");
+        let clients: Vec<_> = (0..10).map(|_| program.connect()).collect();
+        for client in &clients {
+            assert_eq!(ask(client, "hello"), "Got: hello");
+        }
+        program.signal(signal);
+        for client in &clients {
+            assert_eq!(read_to_end(client), b"");
+        }
+        let (status, ..) = program.wait();
+        assert!(status.success());
+    }
+}
+
+#[test]
 fn an_example_says_why_it_cannot_listen() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
