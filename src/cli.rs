@@ -6,10 +6,18 @@ pub(crate) mod listen;
 pub(crate) mod log;
 pub(crate) mod models;
 pub(crate) mod output;
+pub(crate) mod sums;
+pub(crate) mod systemd;
 pub(crate) mod values;
+pub(crate) mod worker;
+pub(crate) mod workers;
 
 use std::io;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// How long to wait for a reader of our output, when the server starts and when it ends.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Starts a thread.
 fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {

@@ -10,20 +10,23 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use futures_lite::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tinyloop::monitor::Monitor;
 use tinyloop::signal::{self, Signal};
-use tinyloop::{Event, EventLoop, Listener, Report, SLOW_POLL, Server};
+use tinyloop::{Event, EventLoop, Listener, Report, Server};
 
+use cli::PATIENCE;
 use cli::args::{Early, Options};
 use cli::faulty::{self, Fates};
-use cli::listen::{self, listen};
+use cli::listen;
 use cli::log::Log;
 use cli::models::{self, Echo};
 use cli::output::{self, Output};
+use cli::systemd;
 use cli::values::{LogFormat, Model};
-
-/// How long to wait for a reader of the output, at the start and at the end.
-const PATIENCE: Duration = Duration::from_millis(200);
+use cli::worker::Worker;
+use cli::workers::supervise;
 
 /// Descriptors that are not for connections: listeners, standard streams, the reactor's, signals, a monitor.
 const OTHER_DESCRIPTORS: u64 = 32;
@@ -75,7 +78,14 @@ fn fail(status: u8, reason: impl Display) -> ExitCode {
 }
 
 /// Listens, and serves with the chosen model until a signal comes.
-fn run(options: Options) -> io::Result<()> {
+fn run(mut options: Options) -> io::Result<()> {
+    // Before there is a descriptor or a thread of ours: it could be taken for one that was passed on.
+    let worker = Worker::from_env()?;
+    let inherited = match options.listen[..] {
+        [] => tinyloop::inherited()?,
+        _ if worker.is_some() => tinyloop::inherited()?,
+        _ => Vec::new(),
+    };
     let errors = Output::start(io::stderr())?;
     let _flushed = FlushOnDrop(&errors);
     output::tell_panics(&errors);
@@ -84,7 +94,7 @@ fn run(options: Options) -> io::Result<()> {
     let event_loop = EventLoop::new()?;
     // Now a write above the limit for file sizes (`ulimit -f`) returns an error, as on a full disk.
     drop(signal::signals([Signal::Xfsz])?);
-    let listeners = listen(&options.listen)?;
+    let listeners = listen::or_inherited(&options.listen, inherited)?;
     let output = Output::start(io::stdout())?;
     // Before the line "listening": a program that waits for this line may send a signal at once.
     let shutdown = signal::shutdown()?;
@@ -94,13 +104,31 @@ fn run(options: Options) -> io::Result<()> {
         timestamps: options.timestamps,
         output: output.clone(),
         errors: errors.clone(),
+        worker: worker.as_ref().map(|worker| worker.number),
     };
     match options.model {
-        Model::Async => {
-            let server = serve(options, listeners, shutdown, max_descriptors, &log);
-            let report = event_loop.run(server)?;
-            log.report(&report);
-        }
+        Model::Async => match (worker, options.workers) {
+            (Some(worker), _) => {
+                worker.take_share(&mut options);
+                let server = serve(
+                    options,
+                    listeners,
+                    shutdown,
+                    max_descriptors,
+                    &log,
+                    Some(&worker),
+                );
+                worker.report(&event_loop.run(server)?);
+            }
+            (None, Some(count)) => {
+                let workers = supervise(count, &options, &listeners, shutdown, &log);
+                log.report(&event_loop.run(workers)?);
+            }
+            (None, None) => {
+                let server = serve(options, listeners, shutdown, max_descriptors, &log, None);
+                log.report(&event_loop.run(server)?);
+            }
+        },
         Model::Threaded | Model::Sequential => {
             start_model(options, listeners, &output)?;
             event_loop.run(shutdown);
@@ -124,10 +152,11 @@ impl Drop for FlushOnDrop<'_> {
 /// The async model: tinyloop's own server.
 async fn serve(
     options: Options,
-    listeners: Vec<Listener>,
+    listeners: Vec<(String, Listener)>,
     shutdown: impl Future<Output = ()> + 'static,
     max_descriptors: u64,
     log: &Log,
+    worker: Option<&Worker>,
 ) -> io::Result<Report> {
     check_room(
         1 + if options.monitor.is_some() {
@@ -144,6 +173,15 @@ async fn serve(
     let fates = plan.map(Fates::new);
     let observed = fates.clone();
     let (quiet, events) = (options.quiet, log.clone());
+    let parent = worker.map(Worker::end).transpose()?;
+    let shutdown = async move {
+        match parent {
+            Some(parent) => shutdown.or(parent).await,
+            None => shutdown.await,
+        }
+        systemd::stopping();
+    };
+    let listeners = listeners.into_iter().map(|(_, listener)| listener);
     let mut server = Server::from_listeners(listeners)?
         .max_connections(options.max_connections.unwrap_or(default_max))
         .when_full(options.when_full.unwrap_or_default())
@@ -172,20 +210,24 @@ async fn serve(
     if options.proxy_protocol {
         server = server.proxy_protocol(HEADER_TIMEOUT);
     }
-    log.listening(server.local_addrs(), PATIENCE);
-    if let Some(faults) = faults {
-        log.notice("faults", "misbehaving on purpose:", faults);
-    }
-    if let Some(monitor) = &monitor {
-        let addr = monitor.local_addr();
-        log.notice("monitor", "monitor on", addr);
-        if !addr.ip().is_loopback() {
-            log.warning("the monitor has no password: anybody who reaches its address can read it");
+    if worker.is_none() {
+        log.listening(server.local_addrs(), PATIENCE);
+        if let Some(faults) = faults {
+            log.notice("faults", "misbehaving on purpose:", faults);
         }
-        let log = log.clone();
-        tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| log.slow_poll(slow_poll));
+        if let Some(monitor) = &monitor {
+            listen::tell_monitor(monitor, log);
+        }
+    }
+    if monitor.is_some() {
+        listen::tell_slow_polls(log);
     }
     log.output.flush(PATIENCE);
+    let live_report = server.live_report();
+    match worker {
+        Some(worker) => worker.ready(monitor.as_ref().map(Monitor::local_addr), live_report)?,
+        None => systemd::ready(move || systemd::status(&live_report.report())),
+    }
     // One prefix for all connections, which lives as long as the process.
     static PREFIX: OnceLock<String> = OnceLock::new();
     let prefix = PREFIX.get_or_init(|| options.prefix).as_bytes();
@@ -216,15 +258,19 @@ fn check_room(descriptors: usize) -> io::Result<()> {
 }
 
 /// Starts one of the other two models, in threads of its own.
-fn start_model(options: Options, listeners: Vec<Listener>, output: &Output) -> io::Result<()> {
+fn start_model(
+    options: Options,
+    listeners: Vec<(String, Listener)>,
+    output: &Output,
+) -> io::Result<()> {
     let addrs = listeners
         .iter()
-        .map(Listener::local_addr)
+        .map(|(_, listener)| listener.local_addr())
         .collect::<io::Result<Vec<_>>>()?;
     let listeners = listeners
         .into_iter()
-        .filter_map(Listener::into_tcp)
-        .collect();
+        .map(|(_, listener)| listen::blocking(listener))
+        .collect::<io::Result<_>>()?;
     let echo = Echo {
         prefix: options.prefix.into_bytes().into(),
         framing: options.framing,

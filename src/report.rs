@@ -87,6 +87,12 @@ impl LiveReport {
         self.lock().clone()
     }
 
+    /// Tells of what happened elsewhere, such as in another process. For the program alone: no promise.
+    #[doc(hidden)]
+    pub fn replace(&self, report: Report) {
+        *self.lock() = report;
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Report> {
         lock(&self.report)
     }

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use pin_project_lite::pin_project;
 use slab::Slab;
 
-use crate::health::Servers;
-use crate::report::{Report, Traffic, lock};
+use crate::health::{Ailment, Servers};
+use crate::report::{LiveReport, Report, Traffic, lock};
 
 /// The threshold of asyncio's debug mode (`loop.slow_callback_duration`): 100 ms.
 pub const SLOW_POLL: Duration = Duration::from_millis(100);
@@ -145,6 +145,14 @@ impl TaskTable {
     /// The counters of the servers that were started after the table was turned on, with the servers' addresses.
     pub fn servers(&self) -> Vec<(String, Report)> {
         self.shared.servers.reports()
+    }
+
+    /// Adds a worker process to the servers. The result marks it as draining. Only for the program: not a part of the API.
+    #[doc(hidden)]
+    pub fn add_worker(&self, addrs: &str, number: usize, report: &LiveReport) -> impl Fn() + use<> {
+        let name = format!("{addrs} worker {number}");
+        let health = self.entered_servers().enter(name, report.shared());
+        move || health.set(Some(Ailment::Draining))
     }
 
     pub(crate) fn entered_servers(&self) -> &Servers {

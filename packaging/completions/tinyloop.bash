@@ -13,8 +13,8 @@ _tinyloop() {
         --when-full) words='wait reject' ;;
         --fault) words='delay=50ms..200ms rate=10kB slice=1..7/10ms close-after=5000 reset-after=5000 silent-after=5000 stall-after=5000 close-delay=2s refuse corrupt=1' ;;
         --log) words='text json' ;;
-        -l|--listen|-p|--prefix|--max-connections|--idle-timeout|--stall-timeout|--lame-duck|--drain|--monitor|--seed) words= ;;
-        *) words='-h --help -l --listen -p --prefix -m --model --framing --max-connections --when-full --idle-timeout --stall-timeout --lame-duck --drain --proxy-protocol --monitor --fault --seed --log --timestamps -q --quiet --version' ;;
+        -l|--listen|-p|--prefix|--max-connections|--idle-timeout|--stall-timeout|--lame-duck|--drain|--workers|--monitor|--seed) words= ;;
+        *) words='-h --help -l --listen -p --prefix -m --model --framing --max-connections --when-full --idle-timeout --stall-timeout --lame-duck --drain --workers --proxy-protocol --monitor --fault --seed --log --timestamps -q --quiet --version' ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }

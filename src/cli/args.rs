@@ -10,7 +10,7 @@ use tinyloop::{Endpoint, Framing, WhenFull};
 
 use super::values::{
     LogFormat, Model, connections, framing, log_format, model, monitor, prefix, seconds, seed,
-    when_full,
+    when_full, workers,
 };
 
 /// The text before each chunk of a reply, unless the option sets another.
@@ -24,7 +24,7 @@ const WORD_MAX: usize = 60;
 #[argh(help_triggers("-h", "--help"))]
 pub(crate) struct Options {
     /// address to listen on: PORT (loopback), :PORT (all interfaces), IP:PORT, NAME:PORT or unix:PATH; repeatable
-    /// (default 25000)
+    /// (default: the sockets that systemd has passed on, or 25000)
     #[argh(option, short = 'l', arg_name = "addr")]
     pub(crate) listen: Vec<Endpoint>,
 
@@ -45,7 +45,8 @@ pub(crate) struct Options {
     #[argh(option, default = "Framing::Chunk", from_str_fn(framing))]
     pub(crate) framing: Framing,
 
-    /// maximum number of open connections (default: file descriptor limit minus 32, at most 10,000)
+    /// maximum number of open connections, of all workers together (default for each process: file descriptor limit
+    /// minus 32, at most 10,000)
     #[argh(option, arg_name = "n", from_str_fn(connections))]
     pub(crate) max_connections: Option<usize>,
 
@@ -69,6 +70,11 @@ pub(crate) struct Options {
     /// seconds for a graceful shutdown after SIGINT or SIGTERM (default 5); a second signal exits at once
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
+
+    /// number of processes behind the same addresses, each with its own event loop: auto (one for each core) or a number
+    /// up to 1,024; SIGHUP replaces them one after another
+    #[argh(option, arg_name = "n", from_str_fn(workers))]
+    pub(crate) workers: Option<usize>,
 
     /// take the client's address from the PROXY header (v1 or v2) that must begin every connection
     #[argh(switch)]
@@ -125,7 +131,7 @@ impl Options {
             .collect::<Result<Vec<_>, _>>()?;
         let args = split_values(args);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let mut options =
+        let options =
             Options::from_args(&["tinyloop"], &args).map_err(|early| match early.status {
                 Ok(()) => Early::Answer(early.output.trim_end().to_owned()),
                 Err(()) => Early::Usage(on_one_line(&early.output)),
@@ -140,8 +146,12 @@ impl Options {
         if options.seed.is_some() && options.fault.is_empty() {
             return Err(Early::Usage("--seed works only with --fault".to_owned()));
         }
-        if options.listen.is_empty() {
-            options.listen.push(Endpoint::Loopback(25000));
+        if let (Some(workers), Some(most)) = (options.workers, options.max_connections)
+            && most < workers
+        {
+            return Err(Early::Usage(format!(
+                "--max-connections {most} leaves nothing for some of {workers} workers"
+            )));
         }
         Ok(options)
     }
@@ -160,6 +170,7 @@ impl Options {
             ("--stall-timeout", self.stall_timeout.is_some()),
             ("--lame-duck", self.lame_duck.is_some()),
             ("--drain", self.drain.is_some()),
+            ("--workers", self.workers.is_some()),
             ("--proxy-protocol", self.proxy_protocol),
             ("--monitor", self.monitor.is_some()),
             ("--fault", !self.fault.is_empty()),
@@ -268,6 +279,13 @@ mod tests {
     #[test]
     fn wrong_usage_says_what_is_accepted() {
         assert!(usage_error(&["--model", "forked"]).contains("async or threaded or sequential"));
+        for workers in ["0", "1025", "-1", "many", ""] {
+            assert!(
+                usage_error(&["--workers", workers])
+                    .contains("auto or a whole number from 1 to 1024")
+            );
+        }
+        assert!(usage_error(&["--workers=3", "--max-connections=2"]).contains("of 3 workers"));
         assert!(usage_error(&["--framing", "word"]).contains("chunk or line"));
         assert!(usage_error(&["--max-connections", "0"]).contains("of 1 or more"));
         assert!(usage_error(&["--when-full", "no"]).contains("wait or reject"));
@@ -304,6 +322,7 @@ mod tests {
             "--when-full=reject",
             "--idle-timeout=1",
             "--drain=1",
+            "--workers=2",
             "-lunix:/x",
         ] {
             let option = option.replace("-lunix:/x", "--listen=unix:/x");

@@ -9,11 +9,14 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use tinyloop::faults::{Drawn, Fault, Faulty, Plan};
 use tinyloop::{Connection, Framer, Framing};
 
-/// The plan from the program's options, if they contain faults. Without a seed, draws a seed that is short enough to
-/// type.
+/// The plan from the program's options, if they contain faults. Without a seed, draws a seed.
 pub(crate) fn plan(faults: Vec<Fault>, seed: Option<u64>) -> Option<Plan> {
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
-    (!faults.is_empty()).then(|| Plan::new(seed, faults))
+    (!faults.is_empty()).then(|| Plan::new(seed.unwrap_or_else(draw_seed), faults))
+}
+
+/// A seed that is short enough to be typed.
+pub(crate) fn draw_seed() -> u64 {
+    fastrand::u64(..1_000_000)
 }
 
 /// The faults of a server's connections, drawn in the order in which they are accepted.

@@ -1,13 +1,47 @@
 //! From addresses on the command line to listeners, with advice for the user when an address cannot be used.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use tinyloop::monitor::{self, Monitor};
-use tinyloop::{Endpoint, Listener};
+use tinyloop::{Endpoint, Listener, SLOW_POLL};
+
+use super::log::Log;
+
+/// Where the program listens if nobody has said where.
+const DEFAULT: Endpoint = Endpoint::Loopback(25000);
+
+/// The sockets that were passed on, or those of `endpoints`, or the default; with their names.
+pub(crate) fn or_inherited(
+    endpoints: &[Endpoint],
+    inherited: Vec<(String, Listener)>,
+) -> io::Result<Vec<(String, Listener)>> {
+    if !inherited.is_empty() {
+        return Ok(inherited);
+    }
+    let listeners = match endpoints {
+        [] => listen(&[DEFAULT])?,
+        _ => listen(endpoints)?,
+    };
+    let named = |listener| ("listen".to_owned(), listener);
+    Ok(listeners.into_iter().map(named).collect())
+}
+
+/// A socket for the models that wait for it in threads.
+pub(crate) fn blocking(listener: Listener) -> io::Result<TcpListener> {
+    let listener = listener.into_tcp().ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the inherited Unix socket works only with --model async",
+        )
+    })?;
+    // Whoever passed it on may have had other plans for it.
+    listener.set_nonblocking(false)?;
+    Ok(listener)
+}
 
 /// Listens on all of `endpoints`, in their order.
-pub(crate) fn listen(endpoints: &[Endpoint]) -> io::Result<Vec<Listener>> {
+fn listen(endpoints: &[Endpoint]) -> io::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     for endpoint in endpoints {
         let bound = Listener::bind_endpoint(endpoint);
@@ -30,6 +64,21 @@ pub(crate) fn monitor(addr: SocketAddr) -> io::Result<Monitor> {
         let advice = advice(addr, "--monitor", error.kind());
         with_advice(error, advice)
     })
+}
+
+/// Reports the address of the monitor.
+pub(crate) fn tell_monitor(monitor: &Monitor, log: &Log) {
+    let addr = monitor.local_addr();
+    log.notice("monitor", "monitor on", addr);
+    if !addr.ip().is_loopback() {
+        log.warning("the monitor has no password: anybody who reaches its address can read it");
+    }
+}
+
+/// Reports tasks that block the loop.
+pub(crate) fn tell_slow_polls(log: &Log) {
+    let log = log.clone();
+    tinyloop::on_slow_poll(SLOW_POLL, move |slow_poll| log.slow_poll(slow_poll));
 }
 
 /// Advice for an address that this machine does not have.

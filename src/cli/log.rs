@@ -20,10 +20,12 @@ pub(crate) struct Log {
     pub(crate) timestamps: bool,
     pub(crate) output: Output,
     pub(crate) errors: Output,
+    /// Which of several workers this is. JSON has it in each line.
+    pub(crate) worker: Option<usize>,
 }
 
 /// A field of a JSON object.
-type Field = (&'static str, Value);
+pub(crate) type Field = (&'static str, Value);
 
 impl Log {
     /// Reports an event of the server. `faults` names the faults of a new connection.
@@ -62,7 +64,21 @@ impl Log {
         });
     }
 
-    pub(crate) fn warning(&self, text: &'static str) {
+    /// Tells what has become of one of several workers.
+    pub(crate) fn worker(&self, number: usize, text: &str) {
+        self.line(
+            false,
+            || text.to_owned(),
+            || {
+                (
+                    "worker",
+                    vec![("worker", number.into()), ("text", text.into())],
+                )
+            },
+        );
+    }
+
+    pub(crate) fn warning(&self, text: &str) {
         self.line(
             false,
             || text.to_owned(),
@@ -91,22 +107,7 @@ impl Log {
         self.line(
             false,
             || report.to_string(),
-            || {
-                let fields = vec![
-                    ("accepted", report.accepted.into()),
-                    ("completed", report.completed.into()),
-                    ("failed", report.failed.into()),
-                    ("panicked", report.panicked.into()),
-                    ("timed_out", report.timed_out.into()),
-                    ("rejected", report.rejected.into()),
-                    ("aborted", report.aborted.into()),
-                    ("bytes_in", report.bytes_in.into()),
-                    ("bytes_out", report.bytes_out.into()),
-                    ("peak_connections", report.peak_connections.into()),
-                    ("faulty", report.faulty.into()),
-                ];
-                ("report", fields)
-            },
+            || ("report", counters(report)),
         );
     }
 
@@ -136,8 +137,10 @@ impl Log {
                 .iter()
                 .map(|(name, value)| format!(",\"{name}\":{value}"))
                 .collect();
+            let worker = self.worker.map(|worker| format!(",\"worker\":{worker}"));
+            let worker = worker.unwrap_or_default();
             let start = format_args!("{{\"time\":\"{}\",\"event\":\"{name}\"", now());
-            self.output.line(format_args!("{start}{fields}}}"));
+            self.output.line(format_args!("{start}{worker}{fields}}}"));
             return;
         }
         let output = if is_news { &self.output } else { &self.errors };
@@ -146,6 +149,23 @@ impl Log {
             false => output.line(text()),
         }
     }
+}
+
+/// The fields of a report.
+pub(crate) fn counters(report: &Report) -> Vec<Field> {
+    vec![
+        ("accepted", report.accepted.into()),
+        ("completed", report.completed.into()),
+        ("failed", report.failed.into()),
+        ("panicked", report.panicked.into()),
+        ("timed_out", report.timed_out.into()),
+        ("rejected", report.rejected.into()),
+        ("aborted", report.aborted.into()),
+        ("bytes_in", report.bytes_in.into()),
+        ("bytes_out", report.bytes_out.into()),
+        ("peak_connections", report.peak_connections.into()),
+        ("faulty", report.faulty.into()),
+    ]
 }
 
 /// An event's name, and its fields. The names are a promise (docs/log.md).

@@ -1,12 +1,17 @@
 //! The command line: the values that the options take.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
+use std::thread;
 use std::time::Duration;
 
 use tinyloop::{Endpoint, Framing, WhenFull};
 
 /// The longest prefix, in bytes.
 const PREFIX_MAX: usize = 1024;
+
+/// The most workers.
+const WORKERS_MAX: usize = 1024;
 
 /// The options with a fixed list of values. The shells' completions offer these values, too.
 pub(crate) const MODELS: [(&str, Model); 3] = [
@@ -75,6 +80,21 @@ pub(super) fn connections(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|&n| n > 0)
         .ok_or_else(|| "expected a whole number of 1 or more".to_owned())
+}
+
+pub(super) fn workers(text: &str) -> Result<usize, String> {
+    let workers = match text {
+        "auto" => Some(
+            thread::available_parallelism()
+                .map_or(1, NonZero::get)
+                .min(WORKERS_MAX),
+        ),
+        _ => text
+            .parse()
+            .ok()
+            .filter(|workers| (1..=WORKERS_MAX).contains(workers)),
+    };
+    workers.ok_or_else(|| format!("expected auto or a whole number from 1 to {WORKERS_MAX}"))
 }
 
 pub(super) fn seed(text: &str) -> Result<u64, String> {

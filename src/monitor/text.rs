@@ -123,12 +123,26 @@ pub(super) fn metrics(tasks: &[TaskInfo], servers: &[(String, Report)]) -> Strin
             "# HELP {metric} Of each server: {name}.\n# TYPE {metric} {kind}\n"
         ));
         for (addrs, report) in servers {
-            let label = addrs.replace('\\', "\\\\").replace('"', "\\\"");
             text.push_str(&format!(
-                "{metric}{{server=\"{label}\"}} {}\n",
+                "{metric}{{{}}} {}\n",
+                labels(addrs),
                 report.counters()[index].1
             ));
         }
     }
     text
+}
+
+/// The labels of a server's counters. One of several workers has its number in its name.
+fn labels(name: &str) -> String {
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let of_worker = name
+        .rsplit_once(" worker ")
+        .filter(|(_, number)| is_number(number));
+    let (addrs, worker) = match of_worker {
+        Some((addrs, number)) => (addrs, format!(",worker=\"{number}\"")),
+        None => (name, String::new()),
+    };
+    let addrs = addrs.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("server=\"{addrs}\"{worker}")
 }

@@ -1,5 +1,6 @@
 //! The integration tests: the public API and the program, with real sockets, signals and processes.
 
+mod activation;
 mod binary;
 mod connect;
 mod copy;
@@ -14,6 +15,7 @@ mod faulty_pipe;
 mod haproxy;
 mod health;
 mod http;
+mod listen_options;
 mod log;
 mod models;
 mod monitor;
@@ -36,5 +38,6 @@ mod tidy;
 mod time;
 mod tutorial;
 mod unix_socket;
+mod workers;
 mod works_with;
 mod worlds;

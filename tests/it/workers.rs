@@ -1,0 +1,467 @@
+//! `--workers`: several processes behind the same addresses, and their parent.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::set_socket_linger;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::support::{DEADLINE, Program, TempDir, ask, connect, hang_up, read_to_end};
+
+/// The program with workers, which all accept connections.
+fn start(args: &[&str]) -> Program {
+    Program::start(&[&["-q", "-l", "127.0.0.1:0"], args].concat())
+}
+
+/// What the system says of a process: its state and its parent.
+fn state(pid: Pid) -> Option<(char, Pid)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut words = rest.split(' ');
+    let state = words.next()?.chars().next()?;
+    Some((state, Pid::from_raw(words.next()?.parse().ok()?)?))
+}
+
+/// The processes whose parent is `parent`, without those that have ended.
+fn children(parent: Pid) -> HashSet<Pid> {
+    let entries = fs::read_dir("/proc").unwrap().map_while(Result::ok);
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(Pid::from_raw)
+        .filter(|pid| state(*pid).is_some_and(|(state, of)| of == parent && state != 'Z'))
+        .collect()
+}
+
+/// Waits until `condition` returns something.
+fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "waits for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn has_ended(pid: Pid) -> bool {
+    state(pid).is_none_or(|(state, _)| state == 'Z')
+}
+
+/// Clients that connect, exchange and close, again and again.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<(u64, Vec<io::Error>)>>,
+}
+
+impl Load {
+    pub(crate) fn start(addr: SocketAddr, clients: usize) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let client = || {
+            let stop = stop.clone();
+            thread::spawn(move || {
+                let (mut exchanges, mut errors) = (0, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    match try_exchanges(addr, 1 + exchanges as usize % 3) {
+                        Ok(()) => exchanges += 1,
+                        Err(error) => errors.push(error),
+                    }
+                }
+                (exchanges, errors)
+            })
+        };
+        let clients = (0..clients).map(|_| client()).collect();
+        Load { stop, clients }
+    }
+
+    /// Ends the clients. Returns how many connections were served, and what failed.
+    pub(crate) fn stop(self) -> (u64, Vec<io::Error>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (mut connections, mut errors) = (0, Vec::new());
+        for client in self.clients {
+            let (served, failed) = client.join().unwrap();
+            connections += served;
+            errors.extend(failed);
+        }
+        (connections, errors)
+    }
+}
+
+fn try_exchanges(addr: SocketAddr, exchanges: usize) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&addr, DEADLINE)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    for _ in 0..exchanges {
+        stream.write_all(b"x")?;
+        let mut reply = [0; 6];
+        stream.read_exact(&mut reply)?;
+        assert_eq!(&reply, b"Got: x");
+    }
+    // Without a port in TIME_WAIT.
+    set_socket_linger(&stream, Some(Duration::ZERO))?;
+    Ok(())
+}
+
+#[test]
+fn workers_answer_behind_one_address_and_the_report_is_their_sum() {
+    let program = start(&["--workers", "3"]);
+    assert_eq!(children(program.pid()).len(), 3);
+    let clients: Vec<_> = (0..30).map(|_| program.connect()).collect();
+    for client in &clients {
+        assert_eq!(ask(client, "hello"), "Got: hello");
+    }
+    for client in clients {
+        hang_up(client);
+    }
+    let (stdout, stderr) = program.stop();
+    assert_eq!(stdout, [""; 0], "it says once that it listens");
+    assert_eq!(stderr.len(), 1, "{stderr:?}");
+    let report = "accepted 30, completed 30, failed 0, panicked 0, timed out 0, rejected 0, aborted 0, \
+                  bytes in 150, bytes out 300, peak connections ";
+    assert!(stderr[0].starts_with(report), "{stderr:?}");
+}
+
+#[test]
+fn workers_share_the_limit_of_connections() {
+    let program = start(&["--workers", "3", "--max-connections", "4"]);
+    let mut clients: Vec<_> = (0..4).map(|_| program.connect()).collect();
+    for client in &clients {
+        assert_eq!(ask(client, "x"), "Got: x");
+    }
+    let waiting = program.connect();
+    (&waiting).write_all(b"y").unwrap();
+    waiting
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    let mut reply = [0; 6];
+    (&waiting)
+        .read_exact(&mut reply)
+        .expect_err("there is no place");
+    waiting.set_read_timeout(Some(DEADLINE)).unwrap();
+    hang_up(clients.remove(0));
+    (&waiting).read_exact(&mut reply).unwrap();
+    assert_eq!(&reply, b"Got: y");
+    program.stop();
+}
+
+#[test]
+fn sighup_replaces_the_workers_and_no_exchange_fails() {
+    let program = start(&["--workers", "2"]);
+    let load = Load::start(program.addr(), 4);
+    for _ in 0..5 {
+        let old = children(program.pid());
+        program.signal(Signal::HUP);
+        wait_for("new workers", || {
+            let new = children(program.pid());
+            (new.len() == 2 && new.is_disjoint(&old)).then_some(())
+        });
+    }
+    let (connections, errors) = load.stop();
+    assert!(errors.is_empty(), "of {connections}: {errors:?}");
+    let (stdout, stderr) = program.stop();
+    assert_eq!(stdout, [""; 0]);
+    // Whoever was in the middle of an exchange was drained.
+    let report = stderr.last().unwrap();
+    assert!(
+        report.starts_with(&format!("accepted {connections}, ")),
+        "{connections}: {stderr:?}"
+    );
+}
+
+#[test]
+fn a_shutdown_in_the_middle_of_a_restart_drains_the_old_and_the_new_workers() {
+    let program = start(&["--workers", "1", "--drain", "10"]);
+    let client = program.connect();
+    assert_eq!(ask(&client, "x"), "Got: x");
+    program.signal(Signal::HUP);
+    // The old one has come to its drain, which its connection makes last.
+    let line = program.stderr_line();
+    assert!(line.starts_with("draining "), "{line}");
+    program.signal(Signal::TERM);
+    assert_eq!(read_to_end(&client), b"");
+    program.ends_well("accepted 1, completed 1, ");
+}
+
+#[test]
+fn connections_in_the_queue_of_a_killed_worker_are_answered_by_the_next() {
+    let program = start(&["--workers", "1"]);
+    let worker = *children(program.pid()).iter().next().unwrap();
+    // So that it accepts none of them.
+    kill_process(worker, Signal::STOP).unwrap();
+    wait_for("the stop", || (state(worker)?.0 == 'T').then_some(()));
+    let clients: Vec<_> = (0..100).map(|_| program.connect()).collect();
+    for client in &clients {
+        (&mut &*client).write_all(b"x").unwrap();
+    }
+    kill_process(worker, Signal::KILL).unwrap();
+    for client in clients {
+        let mut reply = [0; 6];
+        (&client).read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, b"Got: x");
+        hang_up(client);
+    }
+    let line = program.stderr_line();
+    let begin = format!("worker 1 ({worker}) ended: signal: 9 (SIGKILL); started again as ");
+    assert!(line.starts_with(&begin), "{line}");
+    program.signal(Signal::TERM);
+    program.ends_well("accepted 100, completed 100, ");
+}
+
+#[test]
+fn a_killed_worker_fails_only_what_it_had_accepted() {
+    const CLIENTS: usize = 4;
+    const KILLS: usize = 5;
+    let program = start(&["--workers", "2"]);
+    let load = Load::start(program.addr(), CLIENTS);
+    for _ in 0..KILLS {
+        let old = wait_for("two workers", || {
+            Some(children(program.pid())).filter(|workers| workers.len() == 2)
+        });
+        kill_process(*old.iter().next().unwrap(), Signal::KILL).unwrap();
+        program.stderr_line();
+    }
+    let (connections, errors) = load.stop();
+    assert!(
+        errors.len() <= CLIENTS * KILLS,
+        "of {connections}: {errors:?}"
+    );
+    let refused = errors
+        .iter()
+        .filter(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    assert_eq!(refused.count(), 0);
+    program.stop();
+}
+
+#[test]
+fn a_worker_that_dies_young_is_started_again_later_each_time() {
+    let program = start(&["--workers", "1"]);
+    for pause in [100, 200, 400] {
+        let worker = wait_for("a worker", || {
+            children(program.pid()).iter().next().copied()
+        });
+        // It has to be ready, or else it counts as one that could not start. Whoever answers is ready.
+        assert_eq!(ask(&program.connect(), "x"), "Got: x");
+        let killed = Instant::now();
+        kill_process(worker, Signal::KILL).unwrap();
+        program.stderr_line();
+        assert!(
+            killed.elapsed() >= Duration::from_millis(pause),
+            "{pause} ms: {:?}",
+            killed.elapsed()
+        );
+    }
+    program.stop();
+}
+
+#[test]
+fn workers_end_when_their_parent_is_killed() {
+    let program = start(&["--workers", "2", "--drain", "1"]);
+    let client = program.connect();
+    assert_eq!(ask(&client, "x"), "Got: x");
+    let workers = children(program.pid());
+    program.signal(Signal::KILL);
+    for worker in workers {
+        wait_for("the end of a worker", || has_ended(worker).then_some(()));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_parent_and_its_workers_at_once() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let program = start(&[
+            "--workers",
+            "2",
+            "--drain",
+            "100",
+            "--fault",
+            "close-delay=100s",
+        ]);
+        let client = program.connect();
+        assert_eq!(ask(&client, "x"), "Got: x");
+        let workers = children(program.pid());
+        program.signal(signal);
+        // It drains.
+        loop {
+            if program.stderr_line().starts_with("draining ") {
+                break;
+            }
+        }
+        program.signal(signal);
+        let (status, ..) = program.wait();
+        assert_eq!(status.code(), Some(128 + signal.as_raw()));
+        for worker in workers {
+            wait_for("the end of a worker", || has_ended(worker).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn each_worker_draws_its_faults_from_a_seed_of_its_own() {
+    let program = start(&["--workers", "2", "--fault", "delay=1ms"]);
+    let notice = program.stdout_line();
+    let begin = "misbehaving on purpose: --fault delay=1ms --seed ";
+    assert!(notice.starts_with(begin), "{notice}");
+    assert_eq!(ask(&program.connect(), "x"), "Got: x");
+    let (stdout, _) = program.stop();
+    assert_eq!(stdout, [""; 0], "one notice for all");
+}
+
+#[test]
+fn wrong_numbers_of_workers_are_refused_in_one_line() {
+    let refuse = |args: &[&str], code, text| {
+        let (status, stdout, stderr) =
+            Program::spawn(Program::command().args(args).stdout(Stdio::piped())).wait();
+        assert_eq!(
+            (status.code(), stdout.len(), stderr.len()),
+            (Some(code), 0, 1),
+            "{stderr:?}"
+        );
+        assert!(stderr[0].contains(text), "{stderr:?}");
+    };
+    refuse(&["--workers", "0"], 2, "from 1 to 1024");
+    refuse(&["--workers", "1025"], 2, "from 1 to 1024");
+    refuse(
+        &["--workers", "2", "--model", "threaded"],
+        2,
+        "--workers works only with --model async",
+    );
+    refuse(
+        &["--workers=2", "--max-connections=1"],
+        2,
+        "--max-connections 1 leaves nothing",
+    );
+    let program = start(&["--workers", "1"]);
+    let addr = program.addr().to_string();
+    refuse(
+        &["--workers", "2", "-l", &addr],
+        1,
+        "another server uses it",
+    );
+    refuse(
+        &["--workers", "2", "-l", "127.0.0.1:0", "--monitor", &addr],
+        1,
+        "another server uses it",
+    );
+    program.stop();
+}
+
+#[test]
+fn the_monitor_of_the_parent_shows_all_workers_and_where_theirs_are() {
+    let program = start(&["--workers", "2", "--monitor", "0"]);
+    let monitor = program.stdout_line();
+    let monitor: SocketAddr = monitor
+        .strip_prefix("monitor on ")
+        .unwrap()
+        .parse()
+        .unwrap();
+    let ask_monitor = |addr, request: &str| {
+        let stream = connect(addr);
+        (&stream).write_all(request.as_bytes()).unwrap();
+        String::from_utf8(read_to_end(&stream)).unwrap()
+    };
+    let clients: Vec<_> = (0..6).map(|_| program.connect()).collect();
+    for client in &clients {
+        assert_eq!(ask(client, "x"), "Got: x");
+    }
+    let count = |metrics: &str, worker: usize| -> u64 {
+        let addr = program.addr();
+        let metric = format!("tinyloop_open{{server=\"{addr}\",worker=\"{worker}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&metric));
+        value
+            .unwrap_or_else(|| panic!("no {metric} in {metrics}"))
+            .parse()
+            .unwrap()
+    };
+    // The workers tell once a second.
+    wait_for("all connections in the metrics", || {
+        let metrics = ask_monitor(monitor, "GET /metrics HTTP/1.0\n\n");
+        (count(&metrics, 1) + count(&metrics, 2) == 6).then_some(())
+    });
+    let stats = ask_monitor(monitor, "stats\nquit\n");
+    assert_eq!(stats.matches("server 127.0.0.1:").count(), 2, "{stats}");
+    let tasks = ask_monitor(monitor, "GET /tasks.json HTTP/1.0\n\n");
+    let (_, tasks) = tasks.split_once("\r\n\r\n").unwrap();
+    let tasks: Value = serde_json::from_str(tasks).unwrap();
+    let names = tasks
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|task| task["name"].as_str());
+    let monitors = names.filter_map(|name| name.strip_prefix("worker ")?.split_once(' '));
+    let connections = monitors.map(|(_, monitor)| {
+        let tasks = ask_monitor(monitor.parse().unwrap(), "ps\nquit\n");
+        tasks.matches(" connection ").count()
+    });
+    assert_eq!(connections.sum::<usize>(), 6);
+    program.stop();
+}
+
+#[test]
+fn json_lines_name_the_worker_and_the_report_comes_once() {
+    let args = ["--workers", "2", "--log", "json", "-l", "127.0.0.1:0"];
+    let mut program = Program::spawn(Program::command().args(args).stdout(Stdio::piped()));
+    let object = |line: &str| -> Value { serde_json::from_str(line).unwrap() };
+    let first = object(&program.stdout_line());
+    assert_eq!(
+        (&first["event"], &first["worker"]),
+        (&"listening".into(), &Value::Null)
+    );
+    program.listens_on(&format!("listening on {}", first["addr"].as_str().unwrap()));
+    hang_up(program.connect());
+    for event in ["connected", "closed"] {
+        let line = object(&program.stdout_line());
+        assert_eq!(line["event"], event);
+        assert!([1.into(), 2.into()].contains(&line["worker"]), "{line}");
+    }
+    let (stdout, stderr) = program.stop();
+    assert_eq!(
+        (stdout.len(), stderr.len()),
+        (1, 0),
+        "{stdout:?}, {stderr:?}"
+    );
+    let report = object(&stdout[0]);
+    assert_eq!(
+        (&report["event"], &report["accepted"]),
+        (&"report".into(), &1.into())
+    );
+}
+
+#[test]
+fn a_restart_whose_new_worker_cannot_start_leaves_the_old_ones() {
+    let dir = TempDir::new("workers");
+    let path = dir.path("tinyloop");
+    fs::copy(env!("CARGO_BIN_EXE_tinyloop"), &path).unwrap();
+    let mut command = std::process::Command::new(&path);
+    let program =
+        Program::start_command(command.args(["-q", "-l", "127.0.0.1:0", "--workers", "2"]));
+    let workers = children(program.pid());
+    // A new version, which does not work.
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "#!/bin/sh\nexit 3\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    program.signal(Signal::HUP);
+    let line = program.stderr_line();
+    assert!(
+        line.starts_with("worker 1 cannot be replaced, so the restart is given up: ("),
+        "{line}"
+    );
+    assert!(line.ends_with(" ended: exit status: 3"), "{line}");
+    assert_eq!(children(program.pid()), workers);
+    assert_eq!(ask(&program.connect(), "x"), "Got: x");
+    // And one that works.
+    fs::remove_file(&path).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_tinyloop"), &path).unwrap();
+    program.signal(Signal::HUP);
+    wait_for("new workers", || {
+        let new = children(program.pid());
+        (new.len() == 2 && new.is_disjoint(&workers)).then_some(())
+    });
+    program.stop();
+}
