@@ -12,7 +12,7 @@ test:
 
 # Run the long forms of the fault tests, one after another, and show the figures they reach: ten minutes or so.
 soak *arguments:
-    TINYLOOP_SOAK=1 cargo test --release --locked --test it -- faults:: --include-ignored --nocapture --test-threads 1 {{arguments}}
+    TINYLOOP_SOAK=1 cargo test --release --locked --test it -- faults:: haproxy:: --include-ignored --nocapture --test-threads 1 {{arguments}}
 
 # Change a file's code in many small ways, and list the changes that no test notices: just mutants src/time.rs. Hours for
 # all the tests; just mutants src/time.rs -- --test it -- time:: for some. Once before: cargo install cargo-mutants --locked.

@@ -19,7 +19,7 @@ const PREFIX: &str = "Got: ";
 /// The longest part of a word that an error line shows, in characters.
 const WORD_MAX: usize = 60;
 
-/// An echo server. It answers each chunk of bytes that it receives with a prefix and the chunk.
+/// An echo server. For each chunk of bytes that it receives, it sends a prefix and the chunk.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(help_triggers("-h", "--help"))]
 pub(crate) struct Options {
@@ -45,8 +45,8 @@ pub(crate) struct Options {
     #[argh(option, default = "Framing::Chunk", from_str_fn(framing))]
     pub(crate) framing: Framing,
 
-    /// maximum number of open connections, of all workers together (default for each process: file descriptor limit
-    /// minus 32, at most 10,000)
+    /// maximum number of open connections, for all workers together (default: file descriptor limit minus 32, at most
+    /// 10,000, for each worker)
     #[argh(option, arg_name = "n", from_str_fn(connections))]
     pub(crate) max_connections: Option<usize>,
 
@@ -54,16 +54,15 @@ pub(crate) struct Options {
     #[argh(option, from_str_fn(when_full))]
     pub(crate) when_full: Option<WhenFull>,
 
-    /// idle seconds before a connection is closed (default: never)
+    /// close a connection after this many seconds without traffic (default: never)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) idle_timeout: Option<Duration>,
 
-    /// seconds that a client may leave data unread before its connection is closed (default 60)
+    /// close a connection if its client reads nothing for this many seconds (default 60)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) stall_timeout: Option<Duration>,
 
-    /// seconds to accept connections after SIGINT or SIGTERM while /health of the monitor says 503 (default 0); the
-    /// graceful shutdown follows
+    /// seconds between the signal and the shutdown: still accept, but /health says 503 (default 0)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) lame_duck: Option<Duration>,
 
@@ -71,8 +70,8 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) drain: Option<Duration>,
 
-    /// number of processes behind the same addresses, each with its own event loop: auto (one for each core) or a number
-    /// up to 1,024; SIGHUP replaces them one after another
+    /// number of processes, with one event loop each: auto (one for each core) or up to 1,024; SIGHUP replaces the
+    /// processes one after another
     #[argh(option, arg_name = "n", from_str_fn(workers))]
     pub(crate) workers: Option<usize>,
 
