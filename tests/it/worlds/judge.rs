@@ -455,7 +455,12 @@ impl<'t> Course<'t> {
         // the server waits for that peer as without a drain. For others a second, in which the peer may close, too.
         let returned_ok = matches!(visit.ended, Some((_, What::Returns)));
         let half_closed = visit.has(|what| *what == What::ShutsDownItsHalf);
+        // After an idle timeout the peer gets what the kernel holds, until that gives up.
+        let timed_out = visit
+            .closed
+            .is_some_and(|closed| closed.1 == Reason::TimedOut);
         let patience = match returned_ok && half_closed {
+            _ if timed_out => 3 * self.patience() + PATIENCE_WHILE_DRAINING,
             true => self.patience().max(PATIENCE_WHILE_DRAINING),
             false => PATIENCE_WHILE_DRAINING,
         };
