@@ -400,6 +400,8 @@ mod tests {
         ] {
             assert_eq!(case(errno), AcceptError::Connection, "{errno:?}");
         }
+        #[cfg(target_os = "linux")]
+        assert_eq!(case(Errno::NONET), AcceptError::Connection);
         for errno in [
             Errno::BADF,
             Errno::INVAL,

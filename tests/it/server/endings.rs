@@ -94,6 +94,8 @@ fn who_reads_on_after_the_idle_timeout_gets_the_rest_and_then_a_reset() {
     );
     let client = with_small_buffer(served.addr);
     assert_eq!(next(&closed), "timed out");
+    // Longer than the peer of a handler that has failed would have.
+    thread::sleep(Duration::from_millis(1500));
     assert_eq!(read_to_reset(&client).len(), REPLY);
     assert_eq!(served.stop().unwrap().timed_out, 1);
 }
