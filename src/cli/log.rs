@@ -139,7 +139,7 @@ impl Log {
                 .collect();
             let worker = self.worker.map(|worker| format!(",\"worker\":{worker}"));
             let worker = worker.unwrap_or_default();
-            let start = format_args!("{{\"time\":\"{}\",\"event\":\"{name}\"", now());
+            let start = format!("{{\"time\":\"{}\",\"event\":\"{name}\"", now());
             self.output.line(format_args!("{start}{worker}{fields}}}"));
             return;
         }
