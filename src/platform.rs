@@ -9,6 +9,14 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SendFlags, SocketType};
 
+/// What `poll` tells of a peer that has closed its half. Other Unixes have no event of its own for that.
+#[cfg(not(target_vendor = "apple"))]
+#[cfg(feature = "testing")]
+pub(crate) const RDHUP: rustix::event::PollFlags = rustix::event::PollFlags::RDHUP;
+#[cfg(target_vendor = "apple")]
+#[cfg(feature = "testing")]
+pub(crate) const RDHUP: rustix::event::PollFlags = rustix::event::PollFlags::empty();
+
 /// The longest path of a Unix socket, in bytes.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) const UNIX_PATH_MAX: usize = 107;

@@ -220,7 +220,7 @@ impl Ends {
         let mut events = PollFlags::empty();
         events.set(PollFlags::ERR, end.error.is_some());
         events.set(PollFlags::HUP, self.is_hung_up(me));
-        events.set(PollFlags::RDHUP, end.shut_read);
+        events.set(crate::platform::RDHUP, end.shut_read);
         let has_input = self.flows[1 - me].arrived() > 0;
         events.set(PollFlags::IN, has_input || end.shut_read);
         let is_shut = end.shut_write && !self.is_unix;
