@@ -17,6 +17,8 @@ fn main() -> io::Result<()> {
     }
     let addr = env::args().nth(1).unwrap_or("127.0.0.1:25000".to_owned());
     let listener = Listener::bind_endpoint(&addr.parse::<Endpoint>()?)?.remove(0);
+    // Before there are workers: a signal that comes at once has to end them too.
+    let shutdown = signal::shutdown()?;
     println!("listening on {}", listener.local_addr()?);
     let mut workers = Vec::new();
     for _ in 0..thread::available_parallelism()?.get() {
@@ -30,7 +32,7 @@ fn main() -> io::Result<()> {
         command.fd_mappings(sockets).map_err(io::Error::other)?;
         workers.push(command.spawn()?);
     }
-    tinyloop::run(signal::shutdown()?);
+    tinyloop::run(shutdown);
     // `wait` closes the pipe to a worker's stdin first.
     workers
         .iter_mut()
