@@ -1,12 +1,18 @@
 //! Starts smol's reactor, and checks whether the reactor's thread belongs to this process.
 
+use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process;
 use std::sync::OnceLock;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use futures_lite::future::yield_now;
+
+/// The longest wait for the system to forget a thread that has ended.
+const THREAD_END_MAX: Duration = Duration::from_millis(100);
 
 /// The process in which the reactor was started.
 static PROCESS: OnceLock<u32> = OnceLock::new();
@@ -29,7 +35,14 @@ pub(super) fn start() -> io::Result<()> {
 
 /// Returns an error if this process cannot start another thread.
 pub(crate) fn check_threads() -> io::Result<()> {
-    thread::Builder::new().spawn(|| ())?.join().ok();
+    let trial = thread::Builder::new().spawn(|| fs::read_link("/proc/thread-self"))?;
+    // For a moment after its end, Linux still counts a thread among those that this user may have.
+    if let Ok(Ok(entry)) = trial.join() {
+        let (entry, start) = (Path::new("/proc").join(entry), Instant::now());
+        while entry.exists() && start.elapsed() < THREAD_END_MAX {
+            thread::yield_now();
+        }
+    }
     Ok(())
 }
 

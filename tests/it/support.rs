@@ -281,7 +281,7 @@ impl Program {
     pub(crate) fn listens_on(&mut self, line: &str) {
         let addr = line
             .strip_prefix("listening on ")
-            .expect("the first line says where it listens");
+            .unwrap_or_else(|| panic!("the first line says where it listens: {line}"));
         self.addr = addr.parse().ok();
     }
 
