@@ -22,7 +22,7 @@ pub(crate) fn ready(status: impl Fn() -> String + 'static) {
         return;
     }
     tell(&[NotifyState::Ready]);
-    let watchdog = sd_notify::watchdog_enabled();
+    let watchdog = watchdog();
     let period = watchdog.map_or(STATUS_PERIOD, |limit| STATUS_PERIOD.min(limit / 2));
     let mut ticks = tinyloop::interval(period.max(Duration::from_millis(1)));
     let watch = async move {
@@ -41,6 +41,11 @@ pub(crate) fn ready(status: impl Fn() -> String + 'static) {
         }
     };
     tinyloop::spawn_named("systemd", watch).detach();
+}
+
+/// The time after which systemd's watchdog restarts a service that is silent, if it runs one.
+pub(crate) fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero())
 }
 
 /// Tells that the shutdown begins.

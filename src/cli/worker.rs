@@ -1,7 +1,7 @@
 //! A worker: one of several processes behind the same addresses, and its line to the parent that has started it.
 //!
 //! It takes its listening sockets from `LISTEN_FDS`. Its stdin is a Unix socket to the parent. The worker writes a JSON
-//! object a line there: that it is ready, and its report. The parent writes `drain`.
+//! object a line there: that it is ready, and its report. The parent writes `drain`, and `ask` for an answer.
 
 use std::env;
 use std::io::{self, Write};
@@ -24,8 +24,9 @@ use super::log::counters;
 /// The variable that makes a process a worker: its number, a slash, and how many there are.
 pub(crate) const VARIABLE: &str = "TINYLOOP_WORKER";
 
-/// What the parent writes.
+/// What the parent writes: end, and show that the loop comes round.
 pub(crate) const DRAIN: &[u8] = b"drain\n";
+pub(crate) const ASK: &[u8] = b"ask\n";
 
 /// How often the parent is told the report, if it has changed.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
@@ -83,10 +84,7 @@ impl Worker {
         // A terminal that closes sends it to all. To the parent it means something else.
         drop(signal::signals([Signal::Hup])?);
         self.tell("ready", json!(monitor.map(|addr| addr.to_string())))?;
-        let worker = Worker {
-            parent: self.parent.try_clone()?,
-            ..*self
-        };
+        let worker = self.try_clone()?;
         let mut ticks = tinyloop::interval(REPORT_PERIOD);
         let report = async move {
             let mut told = Report::default();
@@ -112,6 +110,13 @@ impl Worker {
         self.tell("report", report.into()).ok();
     }
 
+    fn try_clone(&self) -> io::Result<Worker> {
+        Ok(Worker {
+            parent: self.parent.try_clone()?,
+            ..*self
+        })
+    }
+
     fn tell(&self, name: &str, value: Value) -> io::Result<()> {
         (&self.parent).write_all(format!("{}\n", json!({ name: value })).as_bytes())
     }
@@ -120,16 +125,25 @@ impl Worker {
     /// once: that is a second signal.
     pub(crate) fn end(&self) -> io::Result<impl Future<Output = ()> + use<>> {
         let parent = Async::new(self.parent.try_clone()?)?;
+        let worker = self.try_clone()?;
         let (drain, drained) = channel::bounded::<()>(1);
         let listen = async move {
             let mut lines = BufReader::new(parent).lines();
-            let asked = lines.next().await;
-            drain.close();
-            if asked.is_some() {
-                // Asked twice by a restart and a shutdown, it still drains.
-                while let Some(Ok(_)) = lines.next().await {}
+            let mut drains = false;
+            while let Some(Ok(line)) = lines.next().await {
+                if line.as_bytes() == ASK.trim_ascii_end() {
+                    // A parent that is gone needs no answer.
+                    worker.tell("answer", json!("ask")).ok();
+                } else {
+                    // Asked twice by a restart and a shutdown, it still drains.
+                    drain.close();
+                    drains = true;
+                }
+            }
+            if drains {
                 process::exit(1);
             }
+            drain.close();
         };
         tinyloop::spawn_named("parent", listen).detach();
         Ok(async move {

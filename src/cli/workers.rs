@@ -3,24 +3,18 @@
 //! The parent holds the listening sockets and accepts nothing. Each worker is this program once more, which takes the
 //! sockets from `LISTEN_FDS`. So a worker that ends loses no connection that waits in a queue.
 
+mod process;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::env;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::io;
+use std::process::ExitStatus;
+use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
-use futures_lite::io::BufReader;
-use futures_lite::{AsyncBufReadExt, StreamExt};
-use serde_json::Value;
-use smol::Async;
+use futures_lite::StreamExt;
 use smol::channel::{self, Sender};
-use smol::process::Child;
 use tinyloop::signal::{self, Signal};
 use tinyloop::{Listener, LiveReport, Report, sleep, spawn_named};
 
@@ -29,9 +23,9 @@ use super::args::Options;
 use super::faulty;
 use super::listen;
 use super::log::Log;
-use super::sums::{self, sum, sum_of_one};
+use super::sums::{sum, sum_of_one};
 use super::systemd;
-use super::worker::{DRAIN, VARIABLE};
+use process::{Launch, Process, Told};
 
 /// How long to wait before a worker that has died young is started again: at first, and at most.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -76,9 +70,7 @@ pub(crate) async fn supervise(
         args.insert(0, format!("--seed={seed}").into());
     }
     let mut supervisor = Supervisor {
-        program: env::current_exe()?,
-        args,
-        listeners,
+        launch: Launch::new(args, listeners, count)?,
         log,
         tell,
         processes: BTreeMap::new(),
@@ -123,6 +115,7 @@ pub(crate) async fn supervise(
             }
             log.output.flush(PATIENCE);
             systemd::ready(supervisor.status());
+            supervisor.watch();
         }
     }
     let reports = supervisor.workers.iter().map(|worker| worker.live.report());
@@ -137,16 +130,14 @@ enum Step {
     Restart,
     /// Starts a worker again that has ended.
     Start(usize),
-    /// A process accepts connections.
-    Ready(u64),
-    Report(u64, Report),
-    Ended(u64, io::Result<ExitStatus>),
+    /// Asks all processes whether their loops come round.
+    Ask,
+    /// The process of this id tells something.
+    Told(u64, Told),
 }
 
 struct Supervisor<'a> {
-    program: PathBuf,
-    args: Vec<OsString>,
-    listeners: &'a [(String, Listener)],
+    launch: Launch<'a>,
     log: &'a Log,
     tell: Sender<Step>,
     /// All that run, by their ids.
@@ -162,15 +153,6 @@ struct Supervisor<'a> {
     /// What has the monitor's `/health` say that the workers drain.
     mark_draining: Vec<Box<dyn Fn()>>,
     failure: Option<io::Error>,
-}
-
-/// One of the processes that are the same worker one after another.
-struct Process {
-    worker: usize,
-    pid: u32,
-    started: Instant,
-    line: UnixStream,
-    report: Report,
 }
 
 #[derive(Default)]
@@ -205,53 +187,65 @@ impl Supervisor<'_> {
                 }
             }
             Step::Restart | Step::Start(_) => {}
-            Step::Ready(id) => self.ready(id),
-            Step::Report(id, report) => {
-                if let Some(process) = self.processes.get_mut(&id) {
-                    process.report = report;
-                    let worker = process.worker;
-                    self.sum_up(worker);
-                }
+            Step::Ask => self.ask(),
+            Step::Told(id, Told::Ended(status)) => self.ended(id, status),
+            Step::Told(id, told) => self.told(id, told),
+        }
+    }
+
+    fn told(&mut self, id: u64, told: Told) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        process.answered();
+        match told {
+            Told::Ready => self.ready(id),
+            Told::Report(report) => {
+                process.report = report;
+                let worker = process.worker;
+                self.sum_up(worker);
             }
-            Step::Ended(id, status) => self.ended(id, status),
+            Told::Answer | Told::Ended(_) => {}
+        }
+    }
+
+    /// While systemd runs a watchdog, kills workers whose loop does not come round in its time.
+    fn watch(&self) {
+        let Some(limit) = systemd::watchdog() else {
+            return;
+        };
+        // A worker is asked twice in vain, and then the time is over.
+        let mut ticks = tinyloop::interval(limit / 2);
+        let tell = self.tell.clone();
+        spawn_named("watchdog", async move {
+            while ticks.next().await.is_some() {
+                tell.try_send(Step::Ask).ok();
+            }
+        })
+        .detach();
+    }
+
+    fn ask(&mut self) {
+        for process in self.processes.values_mut() {
+            if process.ask_or_kill() {
+                let number = process.worker + 1;
+                let text = format!(
+                    "worker {number} ({}) has not answered within the watchdog's time and is killed",
+                    process.pid
+                );
+                self.log.worker(number, &text);
+            }
         }
     }
 
     /// Starts a process. Returns its id.
     fn start(&mut self, worker: usize) -> io::Result<u64> {
-        let (line, workers_end) = UnixStream::pair()?;
-        let mut sockets = Vec::new();
-        for ((_, listener), child_fd) in self.listeners.iter().zip(3..) {
-            let parent_fd = listener.as_fd().try_clone_to_owned()?;
-            sockets.push(FdMapping {
-                parent_fd,
-                child_fd,
-            });
-        }
-        let names: Vec<&str> = self.listeners.iter().map(|(name, _)| &name[..]).collect();
-        let mut command = Command::new(&self.program);
-        command
-            .args(&self.args)
-            .env("LISTEN_FDS", sockets.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"))
-            .env_remove("LISTEN_PID")
-            .env_remove(systemd::SOCKET)
-            .env(VARIABLE, format!("{}/{}", worker + 1, self.workers.len()))
-            .fd_mappings(sockets)
-            .map_err(io::Error::other)?;
-        let mut command = smol::process::Command::from(command);
-        let child = command
-            .stdin(Stdio::from(OwnedFd::from(workers_end)))
-            .spawn()?;
         self.last_id += 1;
         let id = self.last_id;
-        let process = Process {
-            worker,
-            pid: child.id(),
-            started: Instant::now(),
-            line: line.try_clone()?,
-            report: Report::default(),
-        };
+        let tell = self.tell.clone();
+        let process = self.launch.start(worker, move |told| {
+            tell.try_send(Step::Told(id, told)).ok();
+        })?;
         if let Some(ended) = self.workers[worker].ended.take() {
             let again = format!(
                 "worker {} {ended}; started again as {}",
@@ -261,8 +255,6 @@ impl Supervisor<'_> {
             self.log.worker(worker + 1, &again);
         }
         self.processes.insert(id, process);
-        let follow = follow(id, worker + 1, Async::new(line)?, child, self.tell.clone());
-        spawn_named(format!("worker {}", worker + 1), follow).detach();
         Ok(id)
     }
 
@@ -399,48 +391,4 @@ impl Supervisor<'_> {
             format!("{} workers, {}", workers.len(), systemd::status(&report))
         }
     }
-}
-
-impl Process {
-    fn drain(&self) {
-        // One that has ended needs not be asked.
-        (&self.line).write_all(DRAIN).ok();
-    }
-}
-
-/// Tells what a process writes, and how it ends.
-async fn follow(
-    id: u64,
-    number: usize,
-    line: Async<UnixStream>,
-    mut child: Child,
-    tell: Sender<Step>,
-) {
-    let mut lines = BufReader::new(line).lines();
-    let mut monitor = None;
-    while let Some(Ok(line)) = lines.next().await {
-        let message: Value = serde_json::from_str(&line).unwrap_or_default();
-        if let Some(addr) = message.get("ready") {
-            monitor = addr.as_str().map(|addr| format!("worker {number} {addr}"));
-            tell.try_send(Step::Ready(id)).ok();
-            break;
-        }
-    }
-    let reports = {
-        let tell = tell.clone();
-        async move {
-            while let Some(Ok(line)) = lines.next().await {
-                let message: Value = serde_json::from_str(&line).unwrap_or_default();
-                tell.try_send(Step::Report(id, sums::report(&message["report"])))
-                    .ok();
-            }
-        }
-    };
-    match monitor {
-        // The task's name shows where the worker's own monitor is.
-        Some(name) => spawn_named(name, reports).await,
-        None => reports.await,
-    }
-    let status = child.status().await;
-    tell.try_send(Step::Ended(id, status)).ok();
 }

@@ -83,7 +83,7 @@ fn threads(pid: Pid) -> impl Iterator<Item = Pid> {
 }
 
 /// The number behind a name in one of the system's tables.
-fn field(table: &str, name: &str) -> usize {
+pub(crate) fn field(table: &str, name: &str) -> usize {
     let (_, behind) = table.split_once(name).unwrap();
     behind.split_whitespace().next().unwrap().parse().unwrap()
 }

@@ -32,7 +32,7 @@ fn state(pid: Pid) -> Option<(char, Pid)> {
 }
 
 /// The processes whose parent is `parent`, without those that have ended.
-fn children(parent: Pid) -> HashSet<Pid> {
+pub(crate) fn children(parent: Pid) -> HashSet<Pid> {
     let entries = fs::read_dir("/proc").unwrap().map_while(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(Pid::from_raw)
@@ -212,6 +212,32 @@ fn connections_in_the_queue_of_a_killed_worker_are_answered_by_the_next() {
     assert!(line.starts_with(&begin), "{line}");
     program.signal(Signal::TERM);
     program.ends_well("accepted 100, completed 100, ");
+}
+
+#[test]
+fn while_systemd_runs_a_watchdog_a_worker_that_does_not_answer_is_killed_and_started_again() {
+    let mut command = Program::command();
+    command.args(["-q", "-l", "127.0.0.1:0", "--workers", "1"]);
+    let program = Program::start_command(command.env("WATCHDOG_USEC", "2000000"));
+    let worker = *children(program.pid()).iter().next().unwrap();
+    let client = program.connect();
+    let start = Instant::now();
+    // It is asked more often than it may be silent.
+    while start.elapsed() < Duration::from_millis(3500) {
+        assert_eq!(ask(&client, "x"), "Got: x");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(program.printed(), [""; 0]);
+
+    kill_process(worker, Signal::STOP).unwrap();
+    let killed =
+        format!("worker 1 ({worker}) has not answered within the watchdog's time and is killed");
+    assert_eq!(program.stderr_line(), killed);
+    let again = format!("worker 1 ({worker}) ended: signal: 9 (SIGKILL); started again as ");
+    let line = program.stderr_line();
+    assert!(line.starts_with(&again), "{line}");
+    assert_eq!(ask(&program.connect(), "x"), "Got: x");
+    program.stop();
 }
 
 #[test]

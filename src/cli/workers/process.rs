@@ -1,0 +1,185 @@
+//! One process of a worker, as its parent knows it: how it is started, asked and followed to its end.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use command_fds::{CommandFdExt, FdMapping};
+use futures_lite::io::BufReader;
+use futures_lite::{AsyncBufReadExt, StreamExt};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use smol::Async;
+use smol::process::Child;
+use tinyloop::{Listener, Report, spawn_named};
+
+use crate::cli::sums;
+use crate::cli::systemd;
+use crate::cli::worker::{ASK, DRAIN, VARIABLE};
+
+/// How often a process is asked in vain before it is killed.
+const ASKED_MAX: u32 = 2;
+
+/// What all workers are started with.
+pub(super) struct Launch<'a> {
+    program: PathBuf,
+    args: Vec<OsString>,
+    listeners: &'a [(String, Listener)],
+    /// How many workers there are.
+    count: usize,
+}
+
+/// A process that runs.
+pub(super) struct Process {
+    /// The place of its worker among the workers.
+    pub(super) worker: usize,
+    pub(super) pid: u32,
+    pub(super) started: Instant,
+    pub(super) report: Report,
+    line: UnixStream,
+    /// How often it was asked since it has said something, or `None` before it accepts connections.
+    asked: Option<u32>,
+}
+
+/// What a process tells.
+pub(super) enum Told {
+    /// It accepts connections.
+    Ready,
+    Report(Report),
+    /// It was asked whether its loop comes round.
+    Answer,
+    Ended(io::Result<ExitStatus>),
+}
+
+impl<'a> Launch<'a> {
+    pub(super) fn new(
+        args: Vec<OsString>,
+        listeners: &'a [(String, Listener)],
+        count: usize,
+    ) -> io::Result<Launch<'a>> {
+        Ok(Launch {
+            program: env::current_exe()?,
+            args,
+            listeners,
+            count,
+        })
+    }
+
+    /// Starts a process of the worker at a place among the workers, and tells what it tells.
+    pub(super) fn start(
+        &self,
+        worker: usize,
+        tell: impl Fn(Told) + Clone + 'static,
+    ) -> io::Result<Process> {
+        let (line, workers_end) = UnixStream::pair()?;
+        let mut sockets = Vec::new();
+        for ((_, listener), child_fd) in self.listeners.iter().zip(3..) {
+            let parent_fd = listener.as_fd().try_clone_to_owned()?;
+            sockets.push(FdMapping {
+                parent_fd,
+                child_fd,
+            });
+        }
+        let names: Vec<&str> = self.listeners.iter().map(|(name, _)| &name[..]).collect();
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .env("LISTEN_FDS", sockets.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"))
+            .env_remove("LISTEN_PID")
+            .env_remove(systemd::SOCKET)
+            .env(VARIABLE, format!("{}/{}", worker + 1, self.count))
+            .fd_mappings(sockets)
+            .map_err(io::Error::other)?;
+        let mut command = smol::process::Command::from(command);
+        let child = command
+            .stdin(Stdio::from(OwnedFd::from(workers_end)))
+            .spawn()?;
+        let process = Process {
+            worker,
+            pid: child.id(),
+            started: Instant::now(),
+            report: Report::default(),
+            line: line.try_clone()?,
+            asked: None,
+        };
+        let follow = follow(worker + 1, Async::new(line)?, child, tell);
+        spawn_named(format!("worker {}", worker + 1), follow).detach();
+        Ok(process)
+    }
+}
+
+impl Process {
+    /// It has said something.
+    pub(super) fn answered(&mut self) {
+        self.asked = Some(0);
+    }
+
+    /// Asks whether its loop comes round. Kills it, and returns true, if it was asked in vain before.
+    pub(super) fn ask_or_kill(&mut self) -> bool {
+        match &mut self.asked {
+            Some(asked) if *asked < ASKED_MAX => {
+                *asked += 1;
+                self.write(ASK);
+                false
+            }
+            Some(_) => {
+                let pid = Pid::from_raw(self.pid as i32);
+                pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn drain(&self) {
+        self.write(DRAIN);
+    }
+
+    fn write(&self, message: &[u8]) {
+        // One that has ended needs not be told.
+        (&self.line).write_all(message).ok();
+    }
+}
+
+/// Tells what a process writes, and how it ends.
+async fn follow(
+    number: usize,
+    line: Async<UnixStream>,
+    mut child: Child,
+    tell: impl Fn(Told) + Clone + 'static,
+) {
+    let mut lines = BufReader::new(line).lines();
+    let mut monitor = None;
+    while let Some(Ok(line)) = lines.next().await {
+        let message: Value = serde_json::from_str(&line).unwrap_or_default();
+        if let Some(addr) = message.get("ready") {
+            monitor = addr.as_str().map(|addr| format!("worker {number} {addr}"));
+            tell(Told::Ready);
+            break;
+        }
+    }
+    let reports = {
+        let tell = tell.clone();
+        async move {
+            while let Some(Ok(line)) = lines.next().await {
+                let message: Value = serde_json::from_str(&line).unwrap_or_default();
+                tell(match message.get("report") {
+                    Some(report) => Told::Report(sums::report(report)),
+                    None => Told::Answer,
+                });
+            }
+        }
+    };
+    match monitor {
+        // The task's name shows where the worker's own monitor is.
+        Some(name) => spawn_named(name, reports).await,
+        None => reports.await,
+    }
+    let status = child.status().await;
+    tell(Told::Ended(status));
+}
