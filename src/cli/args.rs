@@ -24,7 +24,7 @@ const WORD_MAX: usize = 60;
 #[argh(help_triggers("-h", "--help"))]
 pub(crate) struct Options {
     /// address to listen on: PORT (loopback), :PORT (all interfaces), IP:PORT, NAME:PORT or unix:PATH; repeatable
-    /// (default: the sockets that systemd has passed on, or 25000)
+    /// (default: the sockets from systemd, or 25000)
     #[argh(option, short = 'l', arg_name = "addr")]
     pub(crate) listen: Vec<Endpoint>,
 
@@ -45,8 +45,8 @@ pub(crate) struct Options {
     #[argh(option, default = "Framing::Chunk", from_str_fn(framing))]
     pub(crate) framing: Framing,
 
-    /// maximum number of open connections, for all workers together (default: file descriptor limit minus 32, at most
-    /// 10,000, for each worker)
+    /// maximum number of open connections, of all workers together (default for each worker: file descriptor limit minus
+    /// 32, at most 10,000)
     #[argh(option, arg_name = "n", from_str_fn(connections))]
     pub(crate) max_connections: Option<usize>,
 
@@ -58,11 +58,11 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) idle_timeout: Option<Duration>,
 
-    /// close a connection if its client reads nothing for this many seconds (default 60)
+    /// close a connection if its client reads nothing of a waiting reply for this many seconds (default 60)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) stall_timeout: Option<Duration>,
 
-    /// seconds between the signal and the shutdown: still accept, but /health says 503 (default 0)
+    /// after SIGINT or SIGTERM, accept connections for this many more seconds; /health answers 503 (default 0)
     #[argh(option, arg_name = "seconds", from_str_fn(seconds))]
     pub(crate) lame_duck: Option<Duration>,
 
@@ -75,7 +75,7 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "n", from_str_fn(workers))]
     pub(crate) workers: Option<usize>,
 
-    /// take the client's address from the PROXY header (v1 or v2) that must begin every connection
+    /// every connection must start with a PROXY header (v1 or v2), which has the client's address
     #[argh(switch)]
     pub(crate) proxy_protocol: bool,
 
@@ -84,8 +84,8 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "addr", from_str_fn(monitor))]
     pub(crate) monitor: Option<SocketAddr>,
 
-    /// misbehave on purpose, to test clients: KIND=VALUE[@SHARE], such as delay=100ms or reset-after=5000@5%;
-    /// repeatable (all kinds: man tinyloop)
+    /// misbehave on purpose, to test clients: KIND=VALUE, or KIND=VALUE@SHARE for a share of the connections,
+    /// such as delay=100ms or reset-after=5000@5%; repeatable (all kinds: man tinyloop)
     #[argh(option)]
     pub(crate) fault: Vec<Fault>,
 
@@ -101,7 +101,7 @@ pub(crate) struct Options {
     #[argh(switch)]
     pub(crate) timestamps: bool,
 
-    /// do not print a line for each connection
+    /// do not print lines for connections
     #[argh(switch, short = 'q')]
     pub(crate) quiet: bool,
 
