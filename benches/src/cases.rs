@@ -38,6 +38,10 @@ pub enum Case {
     ForwardedStream,
     /// Connect, one small round trip, close, through a forwarder.
     ForwardedConnects { clients: usize },
+    /// Small messages to servers of one and several processes or threads, which share all CPUs with the load generator.
+    SharedRoundTrips { connections: usize },
+    /// Connect, one small round trip, close, with so many connections open at once, on the same CPUs.
+    SharedConnects { connections: usize },
     /// From the start of the process to the first reply.
     Start,
     /// What a server does that has nothing to do.
@@ -89,6 +93,10 @@ impl Case {
             Self::ForwardedStream,
             Self::ForwardedConnects { clients: 1 },
             Self::ForwardedConnects { clients: 8 },
+            Self::SharedRoundTrips { connections: 100 },
+            Self::SharedRoundTrips { connections: 1000 },
+            Self::SharedConnects { connections: 100 },
+            Self::SharedConnects { connections: 1000 },
             Self::Memory { own_buffers: true },
             Self::Memory { own_buffers: false },
             Self::Start,
@@ -126,6 +134,7 @@ impl Case {
             Self::SystemCalls => Family::SystemCalls,
             Self::Http { .. } | Self::Http2 => Family::Http,
             Self::ForwardedStream | Self::ForwardedConnects { .. } => Family::Forwarder,
+            Self::SharedRoundTrips { .. } | Self::SharedConnects { .. } => Family::Workers,
             Self::Start => Family::Start,
             Self::Idle => Family::Idle,
         }
@@ -145,6 +154,8 @@ impl Case {
             Self::Client => return server == Tinyloop,
             Self::Http { .. } | Self::Http2 => return [Tinyloop, Tokio].contains(&server),
             _ if self.is_forwarded() => return [Tinyloop, Tokio].contains(&server),
+            _ if self.shares_cpus() => return server == Tinyloop || server.is_for_all_cpus(),
+            _ if server.is_for_all_cpus() => return false,
             _ => {}
         }
         let one_at_a_time = match self {
@@ -176,6 +187,11 @@ impl Case {
         matches!(self, Self::ForwardedStream | Self::ForwardedConnects { .. })
     }
 
+    /// Whether the server and the load generator may use all CPUs, both.
+    pub fn shares_cpus(self) -> bool {
+        self.family() == Family::Workers
+    }
+
     /// The program that makes this case's load, if the load generator does not.
     pub fn tool(self) -> Option<&'static str> {
         match self {
@@ -190,6 +206,7 @@ impl Case {
         match self {
             Self::RoundTrips { .. } | Self::Connects | Self::Streams { .. } => 6,
             Self::ForwardedStream | Self::ForwardedConnects { .. } => 6,
+            Self::SharedRoundTrips { .. } | Self::SharedConnects { .. } => 6,
             Self::Probe { .. } | Self::Client | Self::Http { .. } | Self::Http2 => 3,
             Self::SystemCalls => 2,
             Self::Start => 5,
@@ -201,10 +218,10 @@ impl Case {
     /// For any other case each turn needs a new process.
     pub fn lasting_connections(self) -> Option<usize> {
         match self {
-            Self::RoundTrips { connections, .. } | Self::Streams { connections } => {
-                Some(connections)
-            }
-            Self::Connects => Some(0),
+            Self::RoundTrips { connections, .. }
+            | Self::Streams { connections }
+            | Self::SharedRoundTrips { connections } => Some(connections),
+            Self::Connects | Self::SharedConnects { .. } => Some(0),
             _ => None,
         }
     }
@@ -257,6 +274,16 @@ impl fmt::Display for Case {
                     plural(*clients, "client")
                 )
             }
+            Self::SharedRoundTrips { connections } => write!(
+                formatter,
+                "all CPUs, 64 B, {}",
+                plural(*connections, "connection")
+            ),
+            Self::SharedConnects { connections } => write!(
+                formatter,
+                "all CPUs, connect-echo-close, {}",
+                plural(*connections, "connection")
+            ),
             Self::Start => write!(formatter, "start to first echo"),
             Self::Idle => write!(formatter, "no connections"),
         }
@@ -281,6 +308,7 @@ pub enum Family {
     SystemCalls,
     Http,
     Forwarder,
+    Workers,
     Start,
     Idle,
     /// The size of the binary and of the tree of crates.
@@ -288,7 +316,7 @@ pub enum Family {
 }
 
 impl Family {
-    const NAMED: [(&str, Self); 13] = [
+    const NAMED: [(&str, Self); 14] = [
         ("roundtrip", Self::RoundTrip),
         ("connect", Self::Connect),
         ("streaming", Self::Streaming),
@@ -299,6 +327,7 @@ impl Family {
         ("syscalls", Self::SystemCalls),
         ("http", Self::Http),
         ("forwarder", Self::Forwarder),
+        ("workers", Self::Workers),
         ("start", Self::Start),
         ("idle", Self::Idle),
         ("size", Self::Size),

@@ -1,4 +1,4 @@
-//! One CPU for the servers and another one for the load generator.
+//! One CPU for the servers and another one for the load generator, or all for both.
 
 use anyhow::{Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -7,6 +7,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 pub struct Cpus {
     server: usize,
     generator: usize,
+    /// All that this process may use.
+    all: CpuSet,
 }
 
 impl Cpus {
@@ -21,6 +23,7 @@ impl Cpus {
         Ok(Self {
             server,
             generator: usable.next_back().unwrap_or(server),
+            all: allowed,
         })
     }
 
@@ -32,6 +35,11 @@ impl Cpus {
     /// Keeps this thread, and what it starts from now on, on the load generator's CPU.
     pub fn use_generator(self) -> Result<()> {
         pin(self.generator)
+    }
+
+    /// Lets this thread, and what it starts from now on, use all CPUs.
+    pub fn use_all(self) -> Result<()> {
+        Ok(sched_setaffinity(None, &self.all)?)
     }
 
     /// Keeps this thread on the servers' CPU.

@@ -33,7 +33,8 @@ pub struct Program {
 /// A running server, which is killed when this value goes.
 pub struct Process {
     guarded: Guarded,
-    clock: ClockId,
+    /// The CPU clocks of the process and of its children.
+    clocks: Vec<ClockId>,
     /// Open as long as the server runs, so that it can go on printing.
     _stdout: ChildStdout,
     pub address: SocketAddrV4,
@@ -47,7 +48,7 @@ impl Process {
         })
     }
 
-    /// The same on the load generator's CPU, for a server that is not the one that is measured.
+    /// The same where the load generator may run.
     pub fn start_beside(program: &Program) -> Result<Self> {
         Process::spawn(program, Guarded::spawn)
     }
@@ -75,10 +76,13 @@ impl Process {
                 None => error,
             }
         })?;
-        let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(guarded.child.id() as i32))?;
+        let clocks = family(guarded.child.id())?
+            .into_iter()
+            .map(|number| clock_getcpuclockid(nix::unistd::Pid::from_raw(number)))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             guarded,
-            clock,
+            clocks,
             _stdout: stdout,
             address,
         })
@@ -88,9 +92,10 @@ impl Process {
         self.guarded.child.id()
     }
 
-    /// The CPU time of all the server's threads, ended ones too, to the nanosecond.
+    /// The CPU time of all the server's threads and workers, ended threads too, to the nanosecond.
     pub fn cpu_time(&self) -> Result<Duration> {
-        Ok(Duration::from(self.clock.now()?))
+        let times = self.clocks.iter().map(|clock| clock.now());
+        times.map(|time| Ok(Duration::from(time?))).sum()
     }
 
     /// The memory that the server has in RAM. `smaps_rollup` counts exactly, where the figure in
@@ -139,6 +144,18 @@ pub fn wait_until(mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// The numbers of a process and of its children.
+fn family(parent: u32) -> Result<Vec<i32>> {
+    let mut numbers = vec![parent as i32];
+    for thread in fs::read_dir(format!("/proc/{parent}/task"))? {
+        let children = fs::read_to_string(thread?.path().join("children"))?;
+        for number in children.split_whitespace() {
+            numbers.push(number.parse()?);
+        }
+    }
+    Ok(numbers)
 }
 
 /// Reads the server's first line, and returns the address in it.

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cases::Case;
 use crate::children::run;
+use crate::peers::TOKIO_WITH_TWO_THREADS;
 use crate::process::Program;
 
 /// How long a build may take.
@@ -33,10 +34,14 @@ pub enum Server {
     Asyncio,
     Uvloop,
     Go,
+    OneWorker,
+    TwoWorkers,
+    FourWorkers,
+    TwoThreads,
 }
 
 impl Server {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Tinyloop,
         Self::Threaded,
         Self::Sequential,
@@ -46,6 +51,10 @@ impl Server {
         Self::Asyncio,
         Self::Uvloop,
         Self::Go,
+        Self::OneWorker,
+        Self::TwoWorkers,
+        Self::FourWorkers,
+        Self::TwoThreads,
     ];
 
     /// Those of a quick run.
@@ -62,11 +71,28 @@ impl Server {
             Self::Asyncio => "asyncio",
             Self::Uvloop => "uvloop",
             Self::Go => "go",
+            Self::OneWorker => "1-worker",
+            Self::TwoWorkers => "2-workers",
+            Self::FourWorkers => "4-workers",
+            Self::TwoThreads => TOKIO_WITH_TWO_THREADS,
         }
     }
 
+    /// Whether it is the tinyloop program, with whatever options.
     pub fn is_tinyloop(self) -> bool {
-        matches!(self, Self::Tinyloop | Self::Threaded | Self::Sequential)
+        use Server::{FourWorkers, OneWorker, Sequential, Threaded, Tinyloop, TwoWorkers};
+        matches!(
+            self,
+            Tinyloop | Threaded | Sequential | OneWorker | TwoWorkers | FourWorkers
+        )
+    }
+
+    /// Whether it is made for several CPUs, and so measured on all of them.
+    pub fn is_for_all_cpus(self) -> bool {
+        matches!(
+            self,
+            Self::OneWorker | Self::TwoWorkers | Self::FourWorkers | Self::TwoThreads
+        )
     }
 }
 
@@ -148,10 +174,13 @@ impl Fleet {
 
     fn find(&mut self, server: Server) -> Result<Program> {
         match server {
-            Server::Tinyloop => self.tinyloop_as(server, "async"),
-            Server::Threaded => self.tinyloop_as(server, "threaded"),
-            Server::Sequential => self.tinyloop_as(server, "sequential"),
-            Server::Tokio | Server::Epoll | Server::Smol => self.own(server),
+            Server::Tinyloop => self.tinyloop_with(server, ["--model", "async"]),
+            Server::Threaded => self.tinyloop_with(server, ["--model", "threaded"]),
+            Server::Sequential => self.tinyloop_with(server, ["--model", "sequential"]),
+            Server::OneWorker => self.tinyloop_with(server, ["--workers", "1"]),
+            Server::TwoWorkers => self.tinyloop_with(server, ["--workers", "2"]),
+            Server::FourWorkers => self.tinyloop_with(server, ["--workers", "4"]),
+            Server::Tokio | Server::Epoll | Server::Smol | Server::TwoThreads => self.own(server),
             Server::Asyncio => self.python(
                 server,
                 "import sys; print('Python', sys.version.split()[0])",
@@ -163,7 +192,7 @@ impl Fleet {
         }
     }
 
-    fn tinyloop_as(&self, server: Server, model: &str) -> Result<Program> {
+    fn tinyloop_with(&self, server: Server, option: [&str; 2]) -> Result<Program> {
         ensure!(
             self.tinyloop.is_file(),
             "there is no {}",
@@ -172,9 +201,11 @@ impl Fleet {
         Ok(Program {
             name: server.name(),
             path: self.tinyloop.clone(),
-            arguments: ["-q", "-l", "127.0.0.1:0", "-m", model]
-                .map(String::from)
-                .into(),
+            arguments: ["-q", "-l", "127.0.0.1:0"]
+                .iter()
+                .chain(&option)
+                .map(|&word| word.to_owned())
+                .collect(),
         })
     }
 

@@ -9,7 +9,7 @@ use crate::cpus::Cpus;
 use crate::load::connects::Connects;
 use crate::load::round_trips::RoundTrips;
 use crate::load::streams::Streams;
-use crate::load::{Pattern, SourceAddresses};
+use crate::load::{Pattern, SMALL, SourceAddresses};
 use crate::meter::{Figures, Meter, percentiles};
 use crate::process::{Process, Program};
 
@@ -44,7 +44,12 @@ impl<'a> Session<'a> {
         if case.lasting_connections().is_none() {
             return Ok(None);
         }
-        let server = Process::start(program, bench.cpus)?;
+        let server = if case.shares_cpus() {
+            bench.cpus.use_all()?;
+            Process::start_beside(program)?
+        } else {
+            Process::start(program, bench.cpus)?
+        };
         let (address, pattern) = (server.address, &bench.pattern);
         let load = match case {
             Case::RoundTrips { bytes, connections } => {
@@ -52,6 +57,15 @@ impl<'a> Session<'a> {
                 let turn = bench.turn + Duration::from_micros(25) * connections as u32;
                 let load = RoundTrips::open(address, connections, bytes, pattern)?;
                 Load::RoundTrips(load, turn)
+            }
+            Case::SharedRoundTrips { connections } => {
+                let turn = bench.turn + Duration::from_micros(25) * connections as u32;
+                let load = RoundTrips::open(address, connections, SMALL, pattern)?.sleeping();
+                Load::RoundTrips(load, turn)
+            }
+            Case::SharedConnects { connections } => {
+                let load = Connects::new(address, pattern, &bench.sources, connections);
+                Load::Connects(load)
             }
             Case::Connects => Load::Connects(Connects::new(address, pattern, &bench.sources, OPEN)),
             Case::Streams { connections } => {

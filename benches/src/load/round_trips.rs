@@ -26,6 +26,8 @@ pub struct RoundTrips<'a> {
     bytes: usize,
     links: Vec<Link>,
     poller: Poller,
+    /// How long it sleeps at most until a reply comes.
+    sleep: Duration,
     buffer: Vec<u8>,
     /// The connections whose next message is to be sent.
     answered: Vec<usize>,
@@ -78,9 +80,17 @@ impl<'a> RoundTrips<'a> {
             bytes,
             links,
             poller,
+            // Nothing, so that no server pays for waking the load generator.
+            sleep: Duration::ZERO,
             buffer: vec![0; BUFFER],
             answered: (0..connections).collect(),
         })
+    }
+
+    /// Sleeps until a reply comes, which leaves the CPU to a server that shares it.
+    pub fn sleeping(self) -> Self {
+        let sleep = PATIENCE;
+        Self { sleep, ..self }
     }
 
     /// Keeps the round trips going for a while.
@@ -97,8 +107,7 @@ impl<'a> RoundTrips<'a> {
                 link.start_message(self.bytes);
                 link.send_more(index, self.pattern, &self.poller)?;
             }
-            // Polls without sleeping, so that no server pays for waking the load generator.
-            if self.receive_ready(Duration::ZERO, &mut latencies)? >= end {
+            if self.receive_ready(self.sleep, &mut latencies)? >= end {
                 return Ok(latencies);
             }
         }

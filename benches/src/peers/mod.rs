@@ -5,12 +5,12 @@
 //! built by Go. Each prints `listening on ADDRESS` as its first line and then answers each chunk
 //! of at most [`CHUNK`] bytes with [`PREFIX`] and the chunk.
 
-mod current_thread_tokio;
 mod forwarders;
 mod http;
 mod naive_smol;
 mod own_buffer;
 mod raw_epoll;
+mod tokio_runtimes;
 
 use std::fmt::Display;
 
@@ -29,6 +29,9 @@ pub const TINYLOOP_WITH_BUFFERS: &str = "tinyloop-with-buffers";
 /// tokio with one buffer for all connections.
 pub const TOKIO_WITHOUT_BUFFERS: &str = "tokio-without-buffers";
 
+/// tokio's multi-thread runtime, with two threads that run tasks.
+pub const TOKIO_WITH_TWO_THREADS: &str = "tokio-2-threads";
+
 /// hyper on tinyloop, and on tokio's current-thread runtime.
 pub const TINYLOOP_HTTP: &str = "tinyloop-http";
 pub const TOKIO_HTTP: &str = "tokio-http";
@@ -40,11 +43,12 @@ pub const TOKIO_FORWARDER: &str = "tokio-forwarder";
 /// Runs the named server in this process until it is killed. A forwarder goes on to `upstream`.
 pub fn serve(name: &str, upstream: &str) -> anyhow::Result<()> {
     match name {
-        "tokio" => current_thread_tokio::serve(),
+        "tokio" => tokio_runtimes::serve(),
         "epoll" => raw_epoll::serve(),
         "smol" => naive_smol::serve(),
         TINYLOOP_WITH_BUFFERS => own_buffer::serve(),
-        TOKIO_WITHOUT_BUFFERS => current_thread_tokio::serve_from_one_buffer(),
+        TOKIO_WITHOUT_BUFFERS => tokio_runtimes::serve_from_one_buffer(),
+        TOKIO_WITH_TWO_THREADS => tokio_runtimes::serve_on_two_threads(),
         TINYLOOP_HTTP => http::serve_on_tinyloop(),
         TOKIO_HTTP => http::serve_on_tokio(),
         TINYLOOP_FORWARDER => forwarders::serve_on_tinyloop(upstream.parse()?),

@@ -1,5 +1,5 @@
-//! tokio's current-thread runtime, as someone who knows it would write the server: a task for
-//! each connection, and the prefix in the buffer already, so that one write answers one read.
+//! tokio's runtimes, as someone who knows them would write the server: a task for each
+//! connection, and the prefix in the buffer already, so that one write answers one read.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -7,26 +7,32 @@ use std::io::{self, ErrorKind};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Builder;
 
 use super::{CHUNK, PREFIX, announce};
 
 /// Each connection holds a buffer of its own, as in nearly every program on tokio.
 pub fn serve() -> anyhow::Result<()> {
-    serve_each(echo)
+    serve_each(Builder::new_current_thread(), echo)
+}
+
+/// The same on the runtime that moves tasks between threads.
+pub fn serve_on_two_threads() -> anyhow::Result<()> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(2);
+    serve_each(builder, echo)
 }
 
 /// All connections share one buffer, so that one that waits holds none.
 pub fn serve_from_one_buffer() -> anyhow::Result<()> {
-    serve_each(echo_from_shared)
+    serve_each(Builder::new_current_thread(), echo_from_shared)
 }
 
-fn serve_each<F>(handler: impl Fn(TcpStream) -> F) -> anyhow::Result<()>
+fn serve_each<F>(mut builder: Builder, handler: impl Fn(TcpStream) -> F) -> anyhow::Result<()>
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()?;
+    let runtime = builder.enable_io().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         announce(listener.local_addr()?);

@@ -168,6 +168,10 @@ fn colour(server: Server) -> RGBColor {
         Server::Asyncio => RGBColor(0x9c, 0x5c, 0xd6),
         Server::Uvloop => RGBColor(0xd6, 0x40, 0x9f),
         Server::Go => RGBColor(0x10, 0x98, 0xad),
+        // They have no line: their cases are others.
+        Server::OneWorker | Server::TwoWorkers | Server::FourWorkers | Server::TwoThreads => {
+            TEXT_COLOUR
+        }
     }
 }
 

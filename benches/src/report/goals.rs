@@ -8,8 +8,9 @@ use crate::facts::Facts;
 use crate::results::Results;
 use crate::servers::Server;
 
-/// What a figure of tinyloop's async model should be.
+/// What a figure of a server should be.
 struct Goal {
+    server: Server,
     case: Case,
     metric: Metric,
     compared: Compared,
@@ -54,11 +55,12 @@ impl Bound {
 fn goals() -> Vec<Goal> {
     use Bound::{AtLeast, AtMost, Within};
     use Compared::{Alone, AtWorst, With};
-    use Server::{Asyncio, Epoll, Go, Tokio, Uvloop};
+    use Server::{Asyncio, Epoll, Go, OneWorker, Tokio, TwoWorkers, Uvloop};
 
     let mut goals = Vec::new();
     let mut add = |case, metric, compared, bound| {
         goals.push(Goal {
+            server: Server::Tinyloop,
             case,
             metric,
             compared,
@@ -129,6 +131,24 @@ fn goals() -> Vec<Goal> {
     add(without_buffers, bytes, Alone, AtMost(700.0));
     add(Case::Idle, Metric::WakeUps, AtWorst, AtMost(0.0));
     add(Case::Idle, Metric::CpuWhileIdle, AtWorst, AtMost(0.0));
+
+    let mut add_for_two_workers = |case, metric, bound| {
+        goals.push(Goal {
+            server: TwoWorkers,
+            case,
+            metric,
+            compared: With(OneWorker),
+            bound,
+        });
+    };
+    for connections in [100, 1000] {
+        let messages = Case::SharedRoundTrips { connections };
+        add_for_two_workers(messages, rate, AtLeast(1.0));
+        add_for_two_workers(messages, Metric::CpuPerMessage, AtMost(1.05));
+        let case = Case::SharedConnects { connections };
+        add_for_two_workers(case, connects, AtLeast(1.0));
+        add_for_two_workers(case, Metric::CpuPerConnection, AtMost(1.05));
+    }
     goals
 }
 
@@ -138,7 +158,7 @@ pub fn table(results: &Results, facts: Option<&Facts>) -> String {
     let mut unmeasured = 0;
     for goal in goals() {
         let (case, metric) = (goal.case, goal.metric);
-        let ours = Server::Tinyloop;
+        let ours = goal.server;
         let (summary, of) = match goal.compared {
             Compared::With(other) => (
                 results.ratio(case, ours, other, metric),
@@ -150,7 +170,11 @@ pub fn table(results: &Results, facts: Option<&Facts>) -> String {
             ),
         };
         let bound = format!("{}{}", goal.bound.text(), of.trim_end());
-        let name = format!("{case}: {} {bound}", metric.name());
+        let whose = match ours {
+            Server::Tinyloop => String::new(),
+            other => format!("{other}, "),
+        };
+        let name = format!("{whose}{case}: {} {bound}", metric.name());
         let Some(summary) = summary else {
             if results.has_failed(case, ours) {
                 let _ = writeln!(text, "| {name} | failed | | {} |", verdict(false));

@@ -7,13 +7,13 @@ use crate::cases::{Case, Metric};
 use crate::results::Results;
 use crate::servers::Server;
 
-/// A row for each case and figure, and a column for each server that tinyloop is compared with.
+/// A row for each case and figure, and a column for each server that tinyloop is compared with on one CPU.
 pub fn table(results: &Results) -> String {
     let others: Vec<Server> = results
         .servers
         .iter()
         .copied()
-        .filter(|server| !server.is_tinyloop())
+        .filter(|server| !server.is_tinyloop() && !server.is_for_all_cpus())
         .collect();
     let mut text = String::from("| |");
     for other in &others {
@@ -24,7 +24,10 @@ pub fn table(results: &Results) -> String {
     text.push('\n');
     for &(case, metric) in &results.cases {
         // Not what only explains other figures, and not what tinyloop alone has.
-        if matches!(metric, Metric::Busy | Metric::Calls(_)) || case == Case::Client {
+        if matches!(metric, Metric::Busy | Metric::Calls(_))
+            || case == Case::Client
+            || case.shares_cpus()
+        {
             continue;
         }
         let _ = write!(text, "| {case}: {} |", metric.name());

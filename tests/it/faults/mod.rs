@@ -9,6 +9,7 @@ mod descriptors;
 mod drop_panics;
 mod flood;
 mod idle_crowd;
+mod large_crowd;
 mod lossy_link;
 mod memory_checked;
 mod registration;
