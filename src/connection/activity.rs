@@ -16,6 +16,11 @@ use super::terms::Terms;
 /// bounds. In this time the loop polls the sockets, so that an event that is already there can still wake the handler.
 const LAST_CHANCE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
+/// How often a waiting write is tried within the stall timeout. Linux reports room when a third of the send buffer is
+/// free, and a slow reader may have freed less. The buffer itself may grow a moment after the write began to wait, so a
+/// single try at the end would take this growth for a peer that reads, and the timeout would last twice its time.
+const STALL_TRIES: u32 = 4;
+
 /// Stands for traffic whose time is not recorded yet.
 const NEWER: u64 = u64::MAX;
 
@@ -136,18 +141,24 @@ impl Timers {
         }
     }
 
-    /// Ready when a write has waited for the stall timeout.
-    pub(super) fn poll_stall(&mut self, timeout: Duration, cx: &mut Context<'_>) -> Poll<()> {
-        let since = *self.stalled_since.get_or_insert_with(time::now);
+    /// Ready when a waiting write has to try again. Returns whether it has then waited for the stall timeout.
+    pub(super) fn poll_stall(&mut self, timeout: Duration, cx: &mut Context<'_>) -> Poll<bool> {
+        let now = time::now();
+        let since = *self.stalled_since.get_or_insert(now);
         let Some(deadline) = since.checked_add(timeout) else {
             return Poll::Pending;
         };
-        let stall = self
-            .stall
-            .get_or_insert_with(|| time::sleep_until(deadline));
+        let stall = self.stall.get_or_insert_with(|| {
+            let next = now.checked_add(timeout / STALL_TRIES);
+            time::sleep_until(next.map_or(deadline, |next| next.min(deadline)))
+        });
         ready!(Pin::new(stall).poll(cx));
-        self.end_stall();
-        Poll::Ready(())
+        self.stall = None;
+        let is_over = now >= deadline;
+        if is_over {
+            self.end_stall();
+        }
+        Poll::Ready(is_over)
     }
 
     /// Wakes the waiting tasks, so that they check the changed timeouts.

@@ -197,9 +197,7 @@ impl Link {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                     Poll::Pending => {
-                        ready!(self.poll_stall(cx));
-                        // Linux reports room when a third of the buffer is free. A slow reader may have freed less.
-                        last_try = true;
+                        last_try = ready!(self.poll_stall(cx));
                     }
                 }
                 self.writing.set(Next::Try);
@@ -360,8 +358,8 @@ impl Link {
         }
     }
 
-    /// Ready when a write has waited for the stall timeout.
-    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when a waiting write has to try again. Returns whether this is its last try before it counts as stalled.
+    fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<bool> {
         match self.stall_timeout() {
             Some(timeout) => self.rare.with(|rare| rare.timers.poll_stall(timeout, cx)),
             None => Poll::Pending,

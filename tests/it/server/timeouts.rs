@@ -1,7 +1,9 @@
 //! Connections that are idle, and peers that stop reading.
 
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
@@ -127,6 +129,30 @@ fn an_echo_client_that_never_reads_ends() {
     let (_, stderr) = program.stop();
     let report = stderr.last().unwrap();
     assert!(report.contains("timed out 1, "), "{report}");
+}
+
+#[test]
+fn the_stall_timeout_does_not_last_twice_its_time_when_the_send_buffer_grows() {
+    const STALL: Duration = Duration::from_secs(2);
+    let _machine = the_machine();
+    let (tell, told) = mpsc::channel();
+    let observe = move |event: &Event<'_>| {
+        if let Event::Closed { duration, .. } = event {
+            tell.send(*duration).unwrap_or_default();
+        }
+    };
+    let served = Served::start(|server| server.stall_timeout(STALL).observe(observe), echo);
+    // They write and never read, until they are cut.
+    let clients: Vec<_> = (0..8).map(|_| served.connect()).collect();
+    let flood = |mut client: TcpStream| {
+        thread::spawn(move || while client.write_all(&[b'x'; 6000]).is_ok() {})
+    };
+    let floods: Vec<_> = clients.into_iter().map(flood).collect();
+    let longest = floods.iter().map(|_| next(&told)).max().unwrap();
+    // A quarter more, and the time in which the buffers fill.
+    assert!((STALL..STALL * 7 / 4).contains(&longest), "{longest:?}");
+    floods.into_iter().for_each(|flood| flood.join().unwrap());
+    served.stop().unwrap();
 }
 
 #[test]
