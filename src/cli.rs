@@ -20,7 +20,10 @@ use std::time::Duration;
 pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Starts a thread.
-fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub(crate) fn start_thread(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(body);
     let explain = |error: io::Error| format!("cannot start a thread ({name}): {error}");
     started.map_err(|error| io::Error::new(error.kind(), explain(error)))

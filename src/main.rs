@@ -38,13 +38,16 @@ const MAX_CONNECTIONS: u64 = 10_000;
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The default drain time.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long a connection may take to send its PROXY header. TCP sends a lost packet again after one second, then two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The file descriptors of the monitor: its listener, and one that the kernel reserves while it waits to accept.
 const OF_MONITOR: usize = 2;
+
+/// Those that starting processes needs at once, beside what each process and listener needs.
+const OF_PROCESSES: usize = 8;
 
 fn main() -> ExitCode {
     let options = match Options::parse(env::args_os().skip(1)) {
@@ -96,9 +99,6 @@ fn run(mut options: Options) -> io::Result<()> {
     drop(signal::signals([Signal::Xfsz])?);
     let listeners = listen::or_inherited(&options.listen, inherited)?;
     let output = Output::start(io::stdout())?;
-    // Before the line "listening": a program that waits for this line may send a signal at once.
-    let shutdown = signal::shutdown()?;
-
     let log = Log {
         format: options.log.unwrap_or(LogFormat::Text),
         timestamps: options.timestamps,
@@ -110,26 +110,23 @@ fn run(mut options: Options) -> io::Result<()> {
         Model::Async => match (worker, options.workers) {
             (Some(worker), _) => {
                 worker.take_share(&mut options);
-                let server = serve(
-                    options,
-                    listeners,
-                    shutdown,
-                    max_descriptors,
-                    &log,
-                    Some(&worker),
-                );
+                let server = serve(options, listeners, max_descriptors, &log, Some(&worker));
                 worker.report(&event_loop.run(server)?);
             }
             (None, Some(count)) => {
-                let workers = supervise(count, &options, &listeners, shutdown, &log);
-                log.report(&event_loop.run(workers)?);
+                // The workers' lines and sockets, their sockets' copies for one of them, and what waits for their ends.
+                check_room(count + listeners.len() + OF_PROCESSES)?;
+                cli::start_thread("processes", || ())?;
+                event_loop.run(supervise(count, &options, &listeners, &log))?;
             }
             (None, None) => {
-                let server = serve(options, listeners, shutdown, max_descriptors, &log, None);
+                let server = serve(options, listeners, max_descriptors, &log, None);
                 log.report(&event_loop.run(server)?);
             }
         },
         Model::Threaded | Model::Sequential => {
+            // Before the line "listening": a program that waits for this line may send a signal at once.
+            let shutdown = signal::shutdown()?;
             start_model(options, listeners, &output)?;
             event_loop.run(shutdown);
         }
@@ -153,7 +150,6 @@ impl Drop for FlushOnDrop<'_> {
 async fn serve(
     options: Options,
     listeners: Vec<(String, Listener)>,
-    shutdown: impl Future<Output = ()> + 'static,
     max_descriptors: u64,
     log: &Log,
     worker: Option<&Worker>,
@@ -174,10 +170,12 @@ async fn serve(
     let observed = fates.clone();
     let (quiet, events) = (options.quiet, log.clone());
     let parent = worker.map(Worker::end).transpose()?;
+    // Before the line "listening": a program that waits for this line may send a signal at once.
+    let signalled = signal::shutdown()?;
     let shutdown = async move {
         match parent {
-            Some(parent) => shutdown.or(parent).await,
-            None => shutdown.await,
+            Some(parent) => signalled.or(parent).await,
+            None => signalled.await,
         }
         systemd::stopping();
     };

@@ -68,8 +68,11 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Whether the process ignores a signal. `false` if the system does not say.
-fn is_ignored(signal: Signal) -> bool {
+/// Whether the process ignores a signal. `false` if the system does not say (only Linux does).
+///
+/// A program may have been started to ignore a signal: SIGHUP by `nohup`, or SIGINT as a background job of a script. Then
+/// it should not handle this signal: call this before [`signals`]. [`shutdown`] does so for SIGINT.
+pub fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut lines = status.lines();
     let ignored = lines.find_map(|line| line.strip_prefix("SigIgn:"));

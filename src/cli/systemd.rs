@@ -1,10 +1,14 @@
 //! What systemd is told of the program (`Type=notify`): that it is ready, how it does, and that its loop comes round.
 
 use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process;
 use std::time::Duration;
 
 use futures_lite::StreamExt;
-use sd_notify::NotifyState;
 use tinyloop::Report;
 
 /// How often the status is told, if it has changed. The watchdog may make it more often.
@@ -21,20 +25,19 @@ pub(crate) fn ready(status: impl Fn() -> String + 'static) {
     if env::var_os(SOCKET).is_none() {
         return;
     }
-    tell(&[NotifyState::Ready]);
+    tell("READY=1");
     let watchdog = watchdog();
     let period = watchdog.map_or(STATUS_PERIOD, |limit| STATUS_PERIOD.min(limit / 2));
     let mut ticks = tinyloop::interval(period.max(Duration::from_millis(1)));
     let watch = async move {
         let mut told = String::new();
         loop {
-            let status = status();
-            let mut states = Vec::from_iter(watchdog.map(|_| NotifyState::Watchdog));
-            if status != told {
-                states.push(NotifyState::Status(&status));
-            }
-            if !states.is_empty() {
-                tell(&states);
+            let status = format!("STATUS={}", status());
+            match (watchdog, status == told) {
+                (Some(_), true) => tell("WATCHDOG=1"),
+                (Some(_), false) => tell(&format!("WATCHDOG=1\n{status}")),
+                (None, true) => {}
+                (None, false) => tell(&status),
             }
             told = status;
             ticks.next().await;
@@ -43,14 +46,31 @@ pub(crate) fn ready(status: impl Fn() -> String + 'static) {
     tinyloop::spawn_named("systemd", watch).detach();
 }
 
-/// The time after which systemd's watchdog restarts a service that is silent, if it runs one.
-pub(crate) fn watchdog() -> Option<Duration> {
-    sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero())
+/// Calls `ask` twice in the watchdog's time, if systemd runs one.
+pub(crate) fn watch(ask: impl Fn() + 'static) {
+    let Some(limit) = watchdog() else {
+        return;
+    };
+    let mut ticks = tinyloop::interval((limit / 2).max(Duration::from_millis(1)));
+    let watch = async move {
+        while ticks.next().await.is_some() {
+            ask();
+        }
+    };
+    tinyloop::spawn_named("watchdog", watch).detach();
+}
+
+/// The time after which systemd's watchdog restarts a service that is silent, if it runs one for this process.
+fn watchdog() -> Option<Duration> {
+    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+    let is_meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
+    let limit = number("WATCHDOG_USEC").filter(|&limit| is_meant && limit > 0);
+    limit.map(Duration::from_micros)
 }
 
 /// Tells that the shutdown begins.
 pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    tell("STOPPING=1");
 }
 
 /// How a server does, in a few words.
@@ -62,7 +82,30 @@ pub(crate) fn status(report: &Report) -> String {
     )
 }
 
-/// Nobody has to listen.
-fn tell(states: &[NotifyState<'_>]) {
-    sd_notify::notify(states).ok();
+/// Nobody has to listen, and a listener that is slow must not hold up the loop.
+fn tell(state: &str) {
+    if let Some(name) = env::var_os(SOCKET) {
+        try_tell(&name, state).ok();
+    }
+}
+
+fn try_tell(name: &OsStr, state: &str) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    match name.as_bytes() {
+        [b'@', name @ ..] => socket.send_to_addr(state.as_bytes(), &abstract_addr(name)?)?,
+        _ => socket.send_to(state.as_bytes(), name)?,
+    };
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_addr(name: &[u8]) -> io::Result<SocketAddr> {
+    <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)
+}
+
+/// Only Linux has systemd, and such names.
+#[cfg(not(target_os = "linux"))]
+fn abstract_addr(_name: &[u8]) -> io::Result<SocketAddr> {
+    Err(io::ErrorKind::Unsupported.into())
 }

@@ -83,7 +83,13 @@ impl Worker {
     ) -> io::Result<()> {
         // A terminal that closes sends it to all. To the parent it means something else.
         drop(signal::signals([Signal::Hup])?);
-        self.tell("ready", json!(monitor.map(|addr| addr.to_string())))?;
+        if self
+            .tell("ready", json!(monitor.map(|addr| addr.to_string())))
+            .is_err()
+        {
+            // The parent is gone, and has told why.
+            process::exit(1);
+        }
         let worker = self.try_clone()?;
         let mut ticks = tinyloop::interval(REPORT_PERIOD);
         let report = async move {

@@ -6,8 +6,6 @@
 mod process;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::env;
-use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::process::ExitStatus;
@@ -25,6 +23,7 @@ use super::listen;
 use super::log::Log;
 use super::sums::{sum, sum_of_one};
 use super::systemd;
+use crate::DRAIN;
 use process::{Launch, Process, Told};
 
 /// How long to wait before a worker that has died young is started again: at first, and at most.
@@ -34,43 +33,42 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 /// A worker that has lived so long is started again at once.
 const GROWN_UP: Duration = Duration::from_secs(10);
 
-/// Runs `count` workers until `shutdown` resolves and they have drained. Returns the sum of their reports.
+/// The longest time from the start of a process until it accepts connections.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// How much longer than its drain a process may take to end.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// Runs `count` workers until SIGINT or SIGTERM comes and they have drained. Then prints the sum of their reports.
 ///
-/// Fails if a worker cannot start, or ends badly in the drain.
+/// Fails if a worker cannot start, or ends badly in the drain. A second signal kills all workers and exits.
 pub(crate) async fn supervise(
     count: usize,
     options: &Options,
     listeners: &[(String, Listener)],
-    shutdown: impl Future<Output = ()> + 'static,
     log: &Log,
-) -> io::Result<Report> {
+) -> io::Result<()> {
     let (tell, told) = channel::unbounded();
-    let mut hangups = signal::signals([Signal::Hup])?;
-    let (hangup, end) = (tell.clone(), tell.clone());
-    spawn_named("SIGHUP", async move {
-        while hangups.next().await.is_some() {
-            hangup.try_send(Step::Restart).ok();
+    // Those that are ignored stay ignored: Ctrl-C is not meant for a background job, nor SIGHUP for one of nohup's.
+    let known = [Signal::Int, Signal::Term, Signal::Hup];
+    let mut signals = signal::signals(known.into_iter().filter(|&one| !signal::is_ignored(one)))?;
+    let signalled = tell.clone();
+    spawn_named("signals", async move {
+        while let Some(signal) = signals.next().await {
+            signalled.try_send(Step::Signal(signal)).ok();
         }
-    })
-    .detach();
-    spawn_named("shutdown", async move {
-        shutdown.await;
-        end.try_send(Step::ShutDown).ok();
     })
     .detach();
 
     let addrs = listeners.iter().map(|(_, listener)| listener.local_addr());
     let addrs = addrs.collect::<io::Result<Vec<_>>>()?;
     let monitor = options.monitor.map(listen::monitor).transpose()?;
-    let mut args: Vec<OsString> = env::args_os().skip(1).collect();
     // The first worker draws faults from this seed, the second from the next.
     let seed = options.seed.unwrap_or_else(faulty::draw_seed);
     let faults = faulty::plan(options.fault.clone(), Some(seed));
-    if faults.is_some() && options.seed.is_none() {
-        args.insert(0, format!("--seed={seed}").into());
-    }
+    let drawn = (faults.is_some() && options.seed.is_none()).then_some(seed);
     let mut supervisor = Supervisor {
-        launch: Launch::new(args, listeners, count)?,
+        launch: Launch::new(drawn, listeners, count)?,
         log,
         tell,
         processes: BTreeMap::new(),
@@ -79,7 +77,11 @@ pub(crate) async fn supervise(
         to_replace: VecDeque::new(),
         replacing: None,
         is_up: false,
+        asked_to_end: false,
         draining: false,
+        drain_max: END_MAX
+            .saturating_add(options.drain.unwrap_or(DRAIN))
+            .saturating_add(options.lame_duck.unwrap_or_default()),
         mark_draining: Vec::new(),
         failure: None,
     };
@@ -115,21 +117,26 @@ pub(crate) async fn supervise(
             }
             log.output.flush(PATIENCE);
             systemd::ready(supervisor.status());
-            supervisor.watch();
+            let tell = supervisor.tell.clone();
+            systemd::watch(move || drop(tell.try_send(Step::Ask)));
         }
     }
-    let reports = supervisor.workers.iter().map(|worker| worker.live.report());
-    let report = reports.fold(Report::default(), sum);
-    supervisor.failure.map_or(Ok(report), Err)
+    if supervisor.is_up {
+        let reports = supervisor.workers.iter().map(|worker| worker.live.report());
+        log.report(&reports.fold(Report::default(), sum));
+    }
+    supervisor.failure.map_or(Ok(()), Err)
 }
 
 /// What the supervisor has to see to.
 enum Step {
-    ShutDown,
-    /// Replaces the workers, one after another.
-    Restart,
+    Signal(Signal),
     /// Starts a worker again that has ended.
     Start(usize),
+    /// The time is over in which the process of this id should accept connections.
+    LateStart(u64),
+    /// The time is over in which all processes should have drained.
+    LateEnd,
     /// Asks all processes whether their loops come round.
     Ask,
     /// The process of this id tells something.
@@ -149,7 +156,11 @@ struct Supervisor<'a> {
     replacing: Option<u64>,
     /// All workers have been ready once.
     is_up: bool,
+    /// SIGINT or SIGTERM has come.
+    asked_to_end: bool,
     draining: bool,
+    /// How long the processes may take to end.
+    drain_max: Duration,
     /// What has the monitor's `/health` say that the workers drain.
     mark_draining: Vec<Box<dyn Fn()>>,
     failure: Option<io::Error>,
@@ -163,6 +174,8 @@ struct WorkerState {
     died_young: u32,
     /// How the last one ended, until it is started again.
     ended: Option<String>,
+    /// A start has failed since then, which is told once.
+    cannot_start: bool,
     /// The sum of those that have ended, and of all.
     past: Report,
     live: LiveReport,
@@ -171,22 +184,32 @@ struct WorkerState {
 impl Supervisor<'_> {
     fn take(&mut self, step: Step) {
         match step {
-            Step::ShutDown => self.drain(),
-            Step::Restart if self.is_up && !self.draining => {
-                // A worker whose new process is starting has its turn once more.
-                let starting = self.to_replace.pop_front();
-                self.to_replace = starting.into_iter().chain(0..self.workers.len()).collect();
-                if starting.is_none() {
-                    self.replace_next();
-                }
+            Step::Signal(Signal::Hup) => self.restart(),
+            Step::Signal(signal) if self.asked_to_end => {
+                self.processes.values().for_each(Process::kill);
+                std::process::exit(128 + signal as i32);
+            }
+            Step::Signal(_) => {
+                self.asked_to_end = true;
+                self.drain();
             }
             Step::Start(worker) if !self.draining && self.workers[worker].current.is_none() => {
                 if let Err(error) = self.start(worker) {
-                    self.workers[worker].ended = Some(format!("cannot be started: {error}"));
+                    self.tell_failed_start(worker, &error);
                     self.start_later(worker, Duration::ZERO);
                 }
             }
-            Step::Restart | Step::Start(_) => {}
+            Step::Start(_) => {}
+            Step::LateStart(id) => {
+                let process = self.processes.get(&id);
+                if let Some(process) = process.filter(|process| !process.is_ready()) {
+                    self.kill(process, "does not accept connections in time");
+                }
+            }
+            Step::LateEnd => {
+                let kill = |process| self.kill(process, "has not ended in time");
+                self.processes.values().for_each(kill);
+            }
             Step::Ask => self.ask(),
             Step::Told(id, Told::Ended(status)) => self.ended(id, status),
             Step::Told(id, told) => self.told(id, told),
@@ -209,33 +232,54 @@ impl Supervisor<'_> {
         }
     }
 
-    /// While systemd runs a watchdog, kills workers whose loop does not come round in its time.
-    fn watch(&self) {
-        let Some(limit) = systemd::watchdog() else {
-            return;
-        };
-        // A worker is asked twice in vain, and then the time is over.
-        let mut ticks = tinyloop::interval(limit / 2);
-        let tell = self.tell.clone();
-        spawn_named("watchdog", async move {
-            while ticks.next().await.is_some() {
-                tell.try_send(Step::Ask).ok();
-            }
-        })
-        .detach();
+    fn ask(&mut self) {
+        self.processes.values_mut().for_each(Process::ask);
+        for process in self
+            .processes
+            .values()
+            .filter(|process| process.is_silent())
+        {
+            self.kill(process, "has not answered within the watchdog's time");
+        }
     }
 
-    fn ask(&mut self) {
-        for process in self.processes.values_mut() {
-            if process.ask_or_kill() {
-                let number = process.worker + 1;
-                let text = format!(
-                    "worker {number} ({}) has not answered within the watchdog's time and is killed",
-                    process.pid
-                );
-                self.log.worker(number, &text);
+    fn kill(&self, process: &Process, reason: &str) {
+        let number = process.worker + 1;
+        let text = format!("worker {number} ({}) {reason} and is killed", process.pid);
+        self.log.worker(number, &text);
+        process.kill();
+    }
+
+    /// Replaces the workers, one after another.
+    fn restart(&mut self) {
+        if self.is_up && !self.draining {
+            // A worker whose new process is starting has its turn once more.
+            let starting = self.to_replace.pop_front();
+            self.to_replace = starting.into_iter().chain(0..self.workers.len()).collect();
+            if starting.is_none() {
+                self.replace_next();
             }
         }
+    }
+
+    /// Tells once that a worker is gone and cannot be started again for now.
+    fn tell_failed_start(&mut self, worker: usize, error: &io::Error) {
+        let state = &mut self.workers[worker];
+        if !std::mem::replace(&mut state.cannot_start, true) {
+            let number = worker + 1;
+            let ended = state.ended.as_deref().unwrap_or_default();
+            let text = format!("worker {number} {ended}; cannot be started again yet: {error}");
+            self.log.worker(number, &text);
+        }
+    }
+
+    fn tell_later(&self, pause: Duration, step: Step) {
+        let tell = self.tell.clone();
+        spawn_named("timer", async move {
+            sleep(pause).await;
+            tell.try_send(step).ok();
+        })
+        .detach();
     }
 
     /// Starts a process. Returns its id.
@@ -246,6 +290,7 @@ impl Supervisor<'_> {
         let process = self.launch.start(worker, move |told| {
             tell.try_send(Step::Told(id, told)).ok();
         })?;
+        self.workers[worker].cannot_start = false;
         if let Some(ended) = self.workers[worker].ended.take() {
             let again = format!(
                 "worker {} {ended}; started again as {}",
@@ -255,6 +300,7 @@ impl Supervisor<'_> {
             self.log.worker(worker + 1, &again);
         }
         self.processes.insert(id, process);
+        self.tell_later(START_MAX, Step::LateStart(id));
         Ok(id)
     }
 
@@ -270,12 +316,7 @@ impl Supervisor<'_> {
                 .saturating_mul(1 << (*died_young - 1).min(16))
                 .min(BACK_OFF_MAX)
         };
-        let tell = self.tell.clone();
-        spawn_named("restart", async move {
-            sleep(pause).await;
-            tell.try_send(Step::Start(worker)).ok();
-        })
-        .detach();
+        self.tell_later(pause, Step::Start(worker));
     }
 
     /// A process accepts connections: the one before it may end.
@@ -338,8 +379,7 @@ impl Supervisor<'_> {
         let ended = format!("({}) ended: {status}", process.pid);
         if self.draining || !self.is_up {
             if !is_good {
-                let error = io::Error::other(format!("worker {number} {ended}"));
-                self.failure.get_or_insert(error);
+                self.fail(number, &ended);
             }
             self.drain();
             return;
@@ -360,6 +400,22 @@ impl Supervisor<'_> {
             systemd::stopping();
             self.mark_draining.iter().for_each(|mark| mark());
             self.processes.values().for_each(Process::drain);
+            self.tell_later(self.drain_max, Step::LateEnd);
+            // Those that wait to be started again.
+            for worker in 0..self.workers.len() {
+                if let Some(ended) = self.workers[worker].ended.take() {
+                    self.fail(worker + 1, &ended);
+                }
+            }
+        }
+    }
+
+    /// The program's last line and status tell of the first failure.
+    fn fail(&mut self, number: usize, ended: &str) {
+        let text = format!("worker {number} {ended}");
+        match self.failure {
+            Some(_) => self.log.worker(number, &text),
+            None => self.failure = Some(io::Error::other(text)),
         }
     }
 

@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
@@ -164,6 +166,32 @@ fn the_watchdog_is_told_by_the_loop_and_hears_nothing_while_that_is_blocked() {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     program.signal(Signal::CONT);
     wait_for_message(&socket, "WATCHDOG=1");
+    program.stop();
+}
+
+#[test]
+fn systemd_may_listen_on_an_abstract_name_and_a_slow_systemd_holds_up_nobody() {
+    let name = format!("tinyloop-test-{}", std::process::id());
+    let addr = SocketAddr::from_abstract_name(&name).unwrap();
+    let socket = UnixDatagram::bind_addr(&addr).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut command = Program::command();
+    command
+        .args(["-l", "127.0.0.1:0"])
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .env("WATCHDOG_USEC", "2000");
+    let program = Program::start_command(&mut command);
+    assert_eq!(next_message(&socket), ["READY=1"]);
+    // Nobody takes the next messages, until there is no room for one.
+    let other = UnixDatagram::unbound().unwrap();
+    other.set_nonblocking(true).unwrap();
+    while other.send_to_addr(b"x", &addr).is_ok() {}
+    let client = program.connect();
+    for _ in 0..50 {
+        assert_eq!(ask(&client, "x"), "Got: x");
+        thread::sleep(Duration::from_millis(1));
+    }
+    drop(client);
     program.stop();
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,6 +15,7 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::process::ignores;
 use crate::support::{DEADLINE, Program, TempDir, ask, connect, hang_up, read_to_end};
 
 /// The program with workers, which all accept connections.
@@ -325,6 +326,81 @@ fn a_second_signal_ends_the_parent_and_its_workers_at_once() {
         for worker in workers {
             wait_for("the end of a worker", || has_ended(worker).then_some(()));
         }
+    }
+}
+
+#[test]
+fn a_second_signal_right_after_the_first_ends_workers_too_that_are_stopped() {
+    for (first, second) in [(Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
+        let program = start(&["--workers", "4", "--drain", "100"]);
+        let workers = children(program.pid());
+        let stopped = *workers.iter().next().unwrap();
+        kill_process(stopped, Signal::STOP).unwrap();
+        program.signal(first);
+        program.signal(second);
+        let (status, ..) = program.wait();
+        // The system may report either first.
+        let statuses = [first, second].map(|signal| Some(128 + signal.as_raw()));
+        assert!(statuses.contains(&status.code()), "{status}");
+        for worker in workers {
+            wait_for("the end of a worker", || has_ended(worker).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_end_in_the_drain_is_killed_and_the_report_still_comes() {
+    let program = start(&["--workers", "2", "--drain", "0.1"]);
+    let client = program.connect();
+    assert_eq!(ask(&client, "x"), "Got: x");
+    hang_up(client);
+    let stopped = *children(program.pid()).iter().next().unwrap();
+    kill_process(stopped, Signal::STOP).unwrap();
+    program.signal(Signal::TERM);
+    let (status, _, stderr) = program.wait();
+    assert_eq!(status.code(), Some(1), "{stderr:?}");
+    let killed = format!(" ({stopped}) has not ended in time and is killed");
+    assert!(stderr[0].ends_with(&killed), "{stderr:?}");
+    assert!(stderr[1].starts_with("accepted "), "{stderr:?}");
+    assert!(
+        stderr[2].ends_with(" ended: signal: 9 (SIGKILL)"),
+        "{stderr:?}"
+    );
+}
+
+#[test]
+fn a_hangup_that_was_ignored_at_the_start_replaces_no_worker() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    let program = Program::command();
+    command.arg(program.get_program());
+    command.args(["-q", "-l", "127.0.0.1:0", "--workers", "1"]);
+    let program = Program::start_command(&mut command);
+    let workers = children(program.pid());
+    assert!(ignores(program.pid(), Signal::HUP));
+    program.signal(Signal::HUP);
+    program.signal(Signal::TERM);
+    let (status, _, stderr) = program.wait();
+    assert_eq!((status.code(), stderr.len()), (Some(0), 1), "{stderr:?}");
+    assert_eq!(workers.len(), 1);
+}
+
+#[test]
+fn with_few_descriptors_the_workers_start_or_the_program_says_why_not() {
+    for limit in 8..=30 {
+        let mut command = Program::command();
+        command.args(["-q", "-l", "127.0.0.1:0", "--workers", "3"]);
+        let mut command = Program::with_descriptors(limit, &command);
+        let program = Program::spawn(command.stdout(Stdio::piped()));
+        if let Some(line) = program.try_stdout_line() {
+            assert!(line.starts_with("listening on "), "{limit}: {line}");
+            program.stop();
+            continue;
+        }
+        let (status, _, stderr) = program.wait();
+        assert_eq!(status.code(), Some(1), "{limit}: {stderr:?}");
+        let panicked = stderr.iter().any(|line| line.contains("panicked"));
+        assert!(!panicked && !stderr.is_empty(), "{limit}: {stderr:?}");
     }
 }
 

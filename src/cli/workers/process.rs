@@ -22,7 +22,7 @@ use crate::cli::sums;
 use crate::cli::systemd;
 use crate::cli::worker::{ASK, DRAIN, VARIABLE};
 
-/// How often a process is asked in vain before it is killed.
+/// How often a process may be asked in vain.
 const ASKED_MAX: u32 = 2;
 
 /// What all workers are started with.
@@ -57,14 +57,16 @@ pub(super) enum Told {
 }
 
 impl<'a> Launch<'a> {
+    /// Each process gets the arguments of this one, and the seed, if there is one.
     pub(super) fn new(
-        args: Vec<OsString>,
+        seed: Option<u64>,
         listeners: &'a [(String, Listener)],
         count: usize,
     ) -> io::Result<Launch<'a>> {
+        let seed = seed.map(|seed| format!("--seed={seed}").into());
         Ok(Launch {
             program: env::current_exe()?,
-            args,
+            args: seed.into_iter().chain(env::args_os().skip(1)).collect(),
             listeners,
             count,
         })
@@ -120,19 +122,28 @@ impl Process {
         self.asked = Some(0);
     }
 
-    /// Asks whether its loop comes round. Kills it, and returns true, if it was asked in vain before.
-    pub(super) fn ask_or_kill(&mut self) -> bool {
-        match &mut self.asked {
-            Some(asked) if *asked < ASKED_MAX => {
-                *asked += 1;
-                self.write(ASK);
-                false
-            }
-            Some(_) => {
-                let pid = Pid::from_raw(self.pid as i32);
-                pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok())
-            }
-            None => false,
+    /// Whether it has accepted connections.
+    pub(super) fn is_ready(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Asks whether its loop comes round, if it accepts connections.
+    pub(super) fn ask(&mut self) {
+        if let Some(asked) = &mut self.asked {
+            *asked += 1;
+            self.write(ASK);
+        }
+    }
+
+    /// Whether it was asked several times in vain.
+    pub(super) fn is_silent(&self) -> bool {
+        self.asked.is_some_and(|asked| asked > ASKED_MAX)
+    }
+
+    /// Ends it at once, also if it is stopped.
+    pub(super) fn kill(&self) {
+        if let Some(pid) = Pid::from_raw(self.pid as i32) {
+            kill_process(pid, Signal::KILL).ok();
         }
     }
 
