@@ -24,7 +24,8 @@ fn main() -> io::Result<()> {
     for _ in 0..thread::available_parallelism()?.get() {
         let (parent_fd, child_fd) = (listener.as_fd().try_clone_to_owned()?, 3);
         let mut command = Command::new(env::current_exe()?);
-        command.env("LISTEN_FDS", "1").stdin(Stdio::piped());
+        command.env("LISTEN_FDS", "1").env_remove("LISTEN_FDNAMES");
+        command.env_remove("LISTEN_PID").stdin(Stdio::piped());
         let sockets = vec![FdMapping {
             parent_fd,
             child_fd,

@@ -80,11 +80,16 @@ const RESET_PATIENCE: Duration = Duration::from_secs(30);
 /// /// The next line without its end, or none at the end of input.
 /// async fn read_line(input: impl AsyncBufRead + Unpin, max: u64) -> io::Result<Option<Vec<u8>>> {
 ///     let mut line = Vec::new();
-///     let length = input.take(max).read_until(b'\n', &mut line).await?;
-///     if line.pop_if(|last| *last == b'\n').is_none() && length as u64 == max {
-///         return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+///     let length = input.take(max).read_until(b'\n', &mut line).await? as u64;
+///     if length == 0 {
+///         return Ok(None);
 ///     }
-///     Ok((length > 0).then_some(line))
+///     // Half a line must not be taken for a whole one: the peer may be gone, or the server drains.
+///     match line.pop_if(|last| *last == b'\n') {
+///         Some(_) => Ok(Some(line)),
+///         None if length == max => Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long")),
+///         None => Err(io::ErrorKind::UnexpectedEof.into()),
+///     }
 /// }
 ///
 /// # tinyloop::run(async {
@@ -95,6 +100,10 @@ const RESET_PATIENCE: Duration = Duration::from_secs(30);
 /// assert!(read_line(&mut input, 10).await.is_err());
 /// # });
 /// ```
+///
+/// A peer that sends a byte now and then is never idle. To limit the time for a line or a request too, wrap the read in
+/// [`timeout`](crate::timeout). A handler that waits for something else for long, such as an upstream, may be cut by the
+/// idle timeout meanwhile: [`set_idle_timeout`](Connection::set_idle_timeout) turns it off and on again.
 pub struct Connection {
     link: Rc<Link>,
 }

@@ -20,7 +20,7 @@ pub const CHUNK: usize = 10_000;
 /// The most bytes of a reply that line framing makes from one read, unless the prefix itself is longer.
 const LINES_REPLY: usize = 64 * 1024;
 
-/// Answers every chunk of at most [`CHUNK`] bytes with `prefix` and the chunk, until the peer closes its half.
+/// Answers every chunk of at most 10,000 bytes with `prefix` and the chunk, until the peer closes its half.
 ///
 /// Then it sends the remaining data and closes the connection. When the server drains, it ends as soon as the
 /// connection is quiet for a second ([`Connection::end_when_draining`]). Backpressure: it holds at most one reply that

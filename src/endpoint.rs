@@ -23,7 +23,7 @@ use crate::unblock::unblock;
 /// | `unix:PATH` | a Unix socket | a Unix socket |
 ///
 /// An IPv6 address may have the number of an interface: `[fe80::1%2]:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
     /// `PORT`

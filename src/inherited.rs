@@ -23,7 +23,8 @@ const FIRST: usize = 3;
 /// Unix socket's file stays.
 ///
 /// Call this first in `main`, before the process opens a descriptor or starts a thread: what is found at 3 is taken for
-/// what was passed, and `LISTEN_FDS` is removed from the environment, so that no child process takes it for its own.
+/// what was passed, and `LISTEN_FDS` is removed from the environment, so that no child process takes it for its own. `LISTEN_PID` and
+/// `LISTEN_FDNAMES` stay: if you start a process with sockets of its own, set or remove these two in its environment.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> {

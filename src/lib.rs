@@ -97,9 +97,10 @@
 //!
 //! # Features
 //!
-//! - `cli` (default): builds the command-line program. It adds the dependency argh.
+//! - `cli` (default): builds the command-line program, with the crates that only the program needs (argh, serde_json and others).
 //! - `faults` (enabled by `cli`): streams that misbehave on purpose, for tests of clients (the module `faults`).
-//! - `inherit` (enabled by `cli`): the sockets that systemd or a parent process has passed on (the function `inherited`).
+//! - `inherit` (enabled by `cli`): the sockets that systemd or a parent process has passed on (the function `inherited`). It
+//!   adds the dependency listenfd.
 //! - `proxy-protocol` (enabled by `cli`): the client's address behind a balancer ([`Server::proxy_protocol`]). It adds the
 //!   dependency proxy-header.
 //! - `testing`: a mock clock, and in-memory connections that simulate I/O errors (the module `testing`).

@@ -75,9 +75,15 @@ pub fn server_on<const N: usize>() -> (Server, [Connector; N]) {
 }
 
 /// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now on:
-/// so a tool that connects can be tested as a whole. The connecting ends have `faults`.
+/// so a tool that connects can be tested as a whole. The connecting ends have `faults`. A connect takes no time.
 ///
-/// A later server may have the same name. When the server is gone, connections are refused.
+/// The name is an [`Endpoint`], and a connect finds the server if it names the same one. Connects to other names leave the
+/// memory. A later server may have the same name. When the server is gone, connections are refused: so drop one at once to
+/// test that nothing listens.
+///
+/// # Panics
+///
+/// If the name is no endpoint.
 pub fn server_at(name: &str, faults: Faults) -> Server {
     server_at_over(name, Wire::tcp(), faults)
 }
@@ -92,7 +98,8 @@ pub fn server_at_over(name: &str, wire: Wire, faults: Faults) -> Server {
         queue.push(peer)?;
         Ok(Connection::in_memory(end, Rc::default()))
     };
-    connect::set_in_memory(name, Rc::new(connect));
+    let endpoint = name.parse().unwrap_or_else(|error| panic!("{error}"));
+    connect::set_in_memory(endpoint, Rc::new(connect));
     server
 }
 

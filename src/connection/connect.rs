@@ -150,19 +150,18 @@ pub(crate) type Connect = Rc<dyn Fn() -> io::Result<Connection>>;
 
 #[cfg(feature = "testing")]
 thread_local! {
-    /// The in-memory servers of this thread's loops, by name.
-    static IN_MEMORY: RefCell<HashMap<String, Connect>> = RefCell::default();
+    /// The in-memory servers of this thread's loops.
+    static IN_MEMORY: RefCell<HashMap<Endpoint, Connect>> = RefCell::default();
 }
 
-/// From now on, connections to `name` on this thread go to a server in memory.
+/// From now on, connections to `endpoint` on this thread go to a server in memory.
 #[cfg(feature = "testing")]
-pub(crate) fn set_in_memory(name: &str, connect: Connect) {
-    let before = IN_MEMORY.with_borrow_mut(|servers| servers.insert(name.to_owned(), connect));
+pub(crate) fn set_in_memory(endpoint: Endpoint, connect: Connect) {
+    let before = IN_MEMORY.with_borrow_mut(|servers| servers.insert(endpoint, connect));
     drop(before);
 }
 
 #[cfg(feature = "testing")]
 fn in_memory(endpoint: &Endpoint) -> Option<Connect> {
-    let name = endpoint.to_string();
-    IN_MEMORY.with_borrow(|servers| servers.get(&name).cloned())
+    IN_MEMORY.with_borrow(|servers| servers.get(endpoint).cloned())
 }

@@ -59,10 +59,25 @@ pub(crate) fn look(bytes: &[u8]) -> Look {
 /// Version 1, of which at most the longest line is given.
 fn look_at_line(bytes: &[u8]) -> Look {
     match bytes.windows(2).position(|pair| pair == b"\r\n") {
-        Some(end) => parsed(&bytes[..end + 2], 0),
+        Some(end) if is_strict(&bytes[..end]) => parsed(&bytes[..end + 2], 0),
+        Some(_) => Look::Wrong,
         None if bytes.len() < LINE_MAX => Look::Incomplete,
         None => Look::Wrong,
     }
+}
+
+/// Whether a line has no ports such as `+80` and `080`, and no family such as `UNKNOWNX`: the crate takes them.
+fn is_strict(line: &[u8]) -> bool {
+    let mut words = line.split(|&byte| byte == b' ').skip(1);
+    if words
+        .next()
+        .is_some_and(|family| family.starts_with(b"UNKNOWN"))
+    {
+        return line.split(|&byte| byte == b' ').nth(1) == Some(b"UNKNOWN");
+    }
+    words
+        .skip(2)
+        .all(|port| port == b"0" || port.iter().all(u8::is_ascii_digit) && !port.starts_with(b"0"))
 }
 
 /// Version 2, of which the fixed part is there.
@@ -99,5 +114,27 @@ fn parsed(header: &[u8], extensions: usize) -> Look {
                 .map(|addresses| addresses.source),
         },
         _ => Look::Wrong,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_taken_only_as_it_would_be_written() {
+        for (rest, is_right) in [
+            ("TCP4 1.2.3.4 5.6.7.8 1 20", true),
+            ("TCP4 1.2.3.4 5.6.7.8 0 1", true),
+            ("TCP4 1.2.3.4 5.6.7.8 +1 2", false),
+            ("TCP4 1.2.3.4 5.6.7.8 1 02", false),
+            ("UNKNOWN", true),
+            ("UNKNOWN whatever +1", true),
+            ("UNKNOWNX", false),
+        ] {
+            let looked = look(format!("PROXY {rest}\r\n").as_bytes());
+            let is_taken = matches!(looked, Look::Complete { .. });
+            assert_eq!(is_taken, is_right, "{rest}");
+        }
     }
 }

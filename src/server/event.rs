@@ -95,7 +95,7 @@ pub enum Event<'a> {
     },
     /// The server accepts no new connections and waits for its open connections.
     Draining {
-        /// Number of open connections.
+        /// Number of open connections, and of clients that wait for a slot.
         connections: usize,
         /// The maximum waiting time.
         timeout: Duration,

@@ -11,7 +11,9 @@ use rustix::net::sockopt;
 use tinyloop::testing::{Faults, for_each_seed, server_at};
 use tinyloop::{Address, Connection, Endpoint, Event, EventLoop, Server, sleep, spawn, timeout};
 
-use crate::support::{DEADLINE, TempDir, in_a_process_of_its_own, run, run_on_test_clock};
+use crate::support::{
+    DEADLINE, TempDir, in_a_process_of_its_own, panic_message, run, run_on_test_clock,
+};
 
 /// Sends `hello` on a new connection to `endpoint`, and reads the reply to its end.
 async fn ask(endpoint: &str) -> io::Result<Vec<u8>> {
@@ -304,6 +306,20 @@ fn a_shorter_timeout_holds_for_a_handler_that_waits_for_something_else_and_for_a
         connection.set_idle_timeout(Some(HOUR));
         assert!(reading.await.is_err());
         assert_eq!(tinyloop::now() - start, HOUR);
+    });
+}
+
+#[test]
+fn a_server_in_memory_is_found_by_what_names_the_same_endpoint() {
+    run_on_test_clock(async || {
+        for (name, to) in [("7071", "7071"), ("127.0.0.1:80", "127.0.0.1:80")] {
+            let server = server_at(name, Faults::none());
+            let serving =
+                spawn(server.serve(async |connection| tinyloop::echo(connection, b"").await));
+            assert_eq!(ask(to).await.unwrap(), b"hello", "{name}");
+            serving.cancel().await;
+        }
+        assert!(panic_message(|| server_at("nonsense", Faults::none())).contains("nonsense"));
     });
 }
 

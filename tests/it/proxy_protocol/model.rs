@@ -35,7 +35,7 @@ fn version_1(input: &[u8]) -> Expected {
         };
     };
     let words = &input[6..end];
-    let client = if words.starts_with(b"UNKNOWN") {
+    let client = if words == b"UNKNOWN" || words.starts_with(b"UNKNOWN ") {
         (!words.contains(&b'\r')).then_some(None)
     } else {
         str::from_utf8(words).ok().and_then(addresses).map(Some)
@@ -58,9 +58,14 @@ fn addresses(words: &str) -> Option<SocketAddr> {
             _ => None,
         }
     };
+    // As it would be written: without a sign, and without a zero in front.
+    let port = |text: &str| {
+        let port = text.parse::<u16>().ok()?;
+        (port.to_string() == text).then_some(port)
+    };
     ip(target)?;
-    target_port.parse::<u16>().ok()?;
-    Some(SocketAddr::new(ip(source)?, source_port.parse().ok()?))
+    port(target_port)?;
+    Some(SocketAddr::new(ip(source)?, port(source_port)?))
 }
 
 fn version_2(rest: &[u8]) -> Expected {
