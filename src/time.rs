@@ -209,7 +209,7 @@ impl fmt::Debug for Sleep {
 
 /// A century: a deadline that is further away never comes. If a test clock jumped there, it would soon reach the last
 /// possible instant.
-const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+pub(crate) const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// `instant + duration`, or the last possible instant.
 pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {

@@ -234,13 +234,8 @@ impl Supervisor<'_> {
 
     fn ask(&mut self) {
         self.processes.values_mut().for_each(Process::ask);
-        for process in self
-            .processes
-            .values()
-            .filter(|process| process.is_silent())
-        {
-            self.kill(process, "has not answered within the watchdog's time");
-        }
+        let silent = self.processes.values().filter(|one| one.is_silent());
+        silent.for_each(|one| self.kill(one, "has not answered within the watchdog's time"));
     }
 
     fn kill(&self, process: &Process, reason: &str) {

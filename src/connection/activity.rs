@@ -145,12 +145,14 @@ impl Timers {
     pub(super) fn poll_stall(&mut self, timeout: Duration, cx: &mut Context<'_>) -> Poll<bool> {
         let now = time::now();
         let since = *self.stalled_since.get_or_insert(now);
-        let Some(deadline) = since.checked_add(timeout) else {
+        let deadline = since.checked_add(timeout);
+        let Some(deadline) = deadline.filter(|_| timeout <= time::NEVER) else {
             return Poll::Pending;
         };
         let stall = self.stall.get_or_insert_with(|| {
-            let next = now.checked_add(timeout / STALL_TRIES);
-            time::sleep_until(next.map_or(deadline, |next| next.min(deadline)))
+            // Time goes on between two tries, also on a clock for tests.
+            let pause = (timeout / STALL_TRIES).max(Duration::from_nanos(1));
+            time::sleep_until(time::later(now, pause).min(deadline))
         });
         ready!(Pin::new(stall).poll(cx));
         self.stall = None;

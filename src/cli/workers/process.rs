@@ -135,9 +135,9 @@ impl Process {
         }
     }
 
-    /// Whether it was asked several times in vain.
+    /// Whether it has just been asked once too often in vain.
     pub(super) fn is_silent(&self) -> bool {
-        self.asked.is_some_and(|asked| asked > ASKED_MAX)
+        self.asked == Some(ASKED_MAX + 1)
     }
 
     /// Ends it at once, also if it is stopped.
