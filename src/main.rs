@@ -154,6 +154,8 @@ async fn serve(
     log: &Log,
     worker: Option<&Worker>,
 ) -> io::Result<Report> {
+    // Before the line "listening": a program that waits for this line may send a signal at once.
+    let signalled = signal::shutdown()?;
     check_room(
         1 + if options.monitor.is_some() {
             OF_MONITOR
@@ -170,8 +172,6 @@ async fn serve(
     let observed = fates.clone();
     let (quiet, events) = (options.quiet, log.clone());
     let parent = worker.map(Worker::end).transpose()?;
-    // Before the line "listening": a program that waits for this line may send a signal at once.
-    let signalled = signal::shutdown()?;
     let shutdown = async move {
         match parent {
             Some(parent) => signalled.or(parent).await,
