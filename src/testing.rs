@@ -77,7 +77,7 @@ pub fn server_on<const N: usize>() -> (Server, [Connector; N]) {
 /// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now on:
 /// so a tool that connects can be tested as a whole. The connecting ends have `faults`. A connect takes no time.
 ///
-/// The name is an [`Endpoint`], and a connect finds the server if it names the same one. Connects to other names leave the
+/// The name is an [`Endpoint`](crate::Endpoint), and a connect finds the server if it names the same one. Connects to other names leave the
 /// memory. A later server may have the same name. When the server is gone, connections are refused: so drop one at once to
 /// test that nothing listens.
 ///
