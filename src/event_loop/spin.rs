@@ -1,6 +1,5 @@
 //! Busy polling: whether to poll the sockets for a while before going to sleep.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Busy polling: whether to poll the sockets for a while before going to sleep.
@@ -24,11 +23,6 @@ pub(super) struct Spin {
 /// peer that itself sleeps between messages.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// After this part of a spin, the loop lets other threads of its core run between two looks at the sockets. A peer on
-/// another core has usually answered by then. Where peers and other loops share the core, a message costs 10 to 25 % less
-/// CPU time (`just bench --case workers`, 2026-11-25).
-const ALONE: Duration = Duration::from_micros(15);
-
 /// A shorter sleep counts as short. It is the time of a spin and a wake-up.
 const SHORT_SLEEP: Duration = Duration::from_micros(100);
 
@@ -39,13 +33,7 @@ impl Spin {
     /// Nothing is ready. Returns whether to poll the sockets once more instead of sleeping.
     pub(super) fn goes_on(&mut self, now: Instant) -> bool {
         match self.since {
-            Some(since) if now - since < SPIN => {
-                if now - since >= ALONE {
-                    // What is waited for may need this core.
-                    thread::yield_now();
-                }
-                true
-            }
+            Some(since) if now - since < SPIN => true,
             Some(_) => {
                 self.since = None;
                 self.penalty = (2 * self.penalty).clamp(1, MAX_PENALTY);
