@@ -128,8 +128,9 @@ fn hold_connections(server: SocketAddr, own: Ipv4Addr, count: usize) {
     let mut connections = Vec::with_capacity(count);
     for number in 1..=count {
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-        // One address has not ports enough for all.
-        bind(&socket, &SocketAddrV4::new(own, 0)).unwrap();
+        // One address has not ports enough for all. The system finds a free one slowly when half of them are taken.
+        let port = 10_000 + u16::try_from(number).unwrap();
+        bind(&socket, &SocketAddrV4::new(own, port)).unwrap();
         connect(&socket, &server).unwrap();
         let stream = TcpStream::from(socket);
         // So that no port has to rest.
