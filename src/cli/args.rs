@@ -45,8 +45,8 @@ pub(crate) struct Options {
     #[argh(option, default = "Framing::Chunk", from_str_fn(framing))]
     pub(crate) framing: Framing,
 
-    /// maximum number of open connections, of all workers together (default for each worker: file descriptor limit minus
-    /// 32, at most 10,000)
+    /// maximum number of open connections, of all workers together (default for each: file descriptor limit minus 32,
+    /// at most 10,000)
     #[argh(option, arg_name = "n", from_str_fn(connections))]
     pub(crate) max_connections: Option<usize>,
 
@@ -84,8 +84,8 @@ pub(crate) struct Options {
     #[argh(option, arg_name = "addr", from_str_fn(monitor))]
     pub(crate) monitor: Option<SocketAddr>,
 
-    /// misbehave on purpose, to test clients: KIND=VALUE, or KIND=VALUE@SHARE for a share of the connections,
-    /// such as delay=100ms or reset-after=5000@5%; repeatable (all kinds: man tinyloop)
+    /// misbehave on purpose, to test clients: KIND=VALUE[@SHARE], such as delay=100ms or reset-after=5000@5%
+    /// (of the connections); repeatable (all kinds: man tinyloop)
     #[argh(option)]
     pub(crate) fault: Vec<Fault>,
 
