@@ -197,7 +197,8 @@ impl Server {
 
     /// Stall timeout: ends a connection whose peer takes none of the sent data for `timeout`. Off by default.
     ///
-    /// A waiting write then fails with [`TimedOut`](io::ErrorKind::TimedOut). If no write waits, because all data fits
+    /// A waiting write then fails with [`TimedOut`](io::ErrorKind::TimedOut). This may come up to a quarter later: the
+    /// system's send buffer can grow while the write waits, which looks like progress. If no write waits, because all data fits
     /// into the kernel's buffers, the kernel ends a TCP connection after three times the timeout (`TCP_USER_TIMEOUT`),
     /// and the next read or write fails with the same error.
     ///

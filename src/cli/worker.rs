@@ -24,7 +24,7 @@ use super::log::counters;
 /// The variable that makes a process a worker: its number, a slash, and how many there are.
 pub(crate) const VARIABLE: &str = "TINYLOOP_WORKER";
 
-/// What the parent writes: end, and show that the loop comes round.
+/// What the parent writes: that the worker has to drain, or has to answer.
 pub(crate) const DRAIN: &[u8] = b"drain\n";
 pub(crate) const ASK: &[u8] = b"ask\n";
 

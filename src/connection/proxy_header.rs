@@ -69,11 +69,9 @@ fn look_at_line(bytes: &[u8]) -> Look {
 /// Whether a line has no ports such as `+80` and `080`, and no family such as `UNKNOWNX`: the crate takes them.
 fn is_strict(line: &[u8]) -> bool {
     let mut words = line.split(|&byte| byte == b' ').skip(1);
-    if words
-        .next()
-        .is_some_and(|family| family.starts_with(b"UNKNOWN"))
-    {
-        return line.split(|&byte| byte == b' ').nth(1) == Some(b"UNKNOWN");
+    let family = words.next().unwrap_or_default();
+    if family.starts_with(b"UNKNOWN") {
+        return family == b"UNKNOWN";
     }
     words
         .skip(2)

@@ -51,7 +51,7 @@ pub(super) enum Told {
     /// It accepts connections.
     Ready,
     Report(Report),
-    /// It was asked whether its loop comes round.
+    /// It was asked, and its event loop still runs.
     Answer,
     Ended(io::Result<ExitStatus>),
 }
@@ -127,7 +127,7 @@ impl Process {
         self.asked.is_some()
     }
 
-    /// Asks whether its loop comes round, if it accepts connections.
+    /// Asks whether its event loop still runs, if the process accepts connections.
     pub(super) fn ask(&mut self) {
         if let Some(asked) = &mut self.asked {
             *asked += 1;
