@@ -89,6 +89,9 @@ fn run(mut options: Options) -> io::Result<()> {
         _ if worker.is_some() => tinyloop::inherited()?,
         _ => Vec::new(),
     };
+    if let Some(worker) = &worker {
+        worker.interrupt_nobody();
+    }
     let errors = Output::start(io::stderr())?;
     let _flushed = FlushOnDrop(&errors);
     output::tell_panics(&errors);

@@ -4,6 +4,8 @@
 //! object a line there: that it is ready, and its report. The parent writes `drain`, and `ask` for an answer.
 
 use std::env;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -61,6 +63,24 @@ impl Worker {
             parent: UnixStream::from(stdin),
         }))
     }
+
+    /// To call before there is another thread. Several workers may share their cores with their clients. A worker that
+    /// wakes up then does not interrupt who runs, and so finds more to do at once. A policy that somebody has chosen stays.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    pub(crate) fn interrupt_nobody(&self) {
+        const SCHED_OTHER: &str = "0";
+        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The policy is the 41st field. The second one, the program's name in brackets, may contain spaces.
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
+        let policy = fields.and_then(|fields| fields.split_whitespace().nth(38));
+        if self.of > 1 && policy == Some(SCHED_OTHER) {
+            // If the system refuses this, the worker still works.
+            scheduler::set_self_policy(scheduler::Policy::Batch, 0).ok();
+        }
+    }
+
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    pub(crate) fn interrupt_nobody(&self) {}
 
     /// Makes the options those of one worker of several: with its share of the connections, a seed of its own, and a monitor
     /// on a port that the system chooses.

@@ -17,7 +17,7 @@ use tinyloop::{Connection, Server, WhenFull, monitor, sleep, spawn, unblock};
 
 use crate::monitor::{ask_monitor, get};
 use crate::support::{
-    DEADLINE, Program, ask, connect, echo, hang_up, next, read_to_end, run_on_test_clock,
+    DEADLINE, Program, ask, connect, echo, hang_up, next, read_to_end, run_on_test_clock, wait_for,
     within_deadline,
 };
 
@@ -29,15 +29,10 @@ fn health(monitor: SocketAddr) -> (String, String) {
 
 /// Asks until the status is `status`. Returns the body.
 fn health_until(monitor: SocketAddr, status: &str) -> String {
-    let start = Instant::now();
-    loop {
+    wait_for(status, || {
         let (found, body) = health(monitor);
-        if found == status {
-            return body;
-        }
-        assert!(start.elapsed() < DEADLINE, "{found}: {body}");
-        thread::sleep(Duration::from_millis(1));
-    }
+        (found == status).then_some(body)
+    })
 }
 
 const OK: &str = "200 OK";
@@ -144,7 +139,8 @@ fn health_names_a_full_server_that_rejects_and_no_other() {
                 assert_eq!(health_until(monitor, UNAVAILABLE), reason);
             }
             WhenFull::Wait => {
-                while !ask_monitor(monitor, "stats").contains("open              2\n") {}
+                let is_full = || ask_monitor(monitor, "stats").contains("open              2\n");
+                wait_for("the second connection", || is_full().then_some(()));
                 assert_eq!(health(monitor).0, OK);
             }
         }

@@ -7,7 +7,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::process::ignores;
-use crate::support::{Program, ask, connect, hang_up};
+use crate::support::{Program, ask, connect, hang_up, wait_for};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
 
@@ -77,7 +77,7 @@ fn a_second_signal_ends_an_example_that_a_task_blocks() {
         let mut tasks = tasks.lines();
         tasks.any(|task| task.contains("running") && task.contains(&peer))
     };
-    while !is_blocked() {}
+    wait_for("the blocked task", || is_blocked().then_some(()));
     let status = program.signal_until_end(Signal::INT);
     assert_eq!(status.code(), Some(128 + Signal::INT.as_raw()), "{status}");
 }

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::binary::{own_addr, wait_for_listener};
 use crate::process::handles;
-use crate::support::{Program, TempDir, ask, connect, hang_up};
+use crate::support::{Program, TempDir, ask, connect, hang_up, wait_for};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
 
@@ -92,12 +92,10 @@ fn a_file_that_may_not_grow_is_like_a_full_disk() {
             .env("OUTPUT", &file)
             .stdout(Stdio::null());
         let mut program = Program::spawn(&mut shell);
-        let line = loop {
+        let line = wait_for("the first line", || {
             let printed = fs::read_to_string(&file).unwrap();
-            if let Some((line, _)) = printed.split_once('\n') {
-                break line.to_owned();
-            }
-        };
+            printed.split_once('\n').map(|(line, _)| line.to_owned())
+        });
         program.listens_on(&line);
         // A client's two lines have more than 70 bytes.
         for _ in 0..200 {
@@ -120,7 +118,9 @@ fn the_periodic_tool_ends_though_nobody_reads_its_output() {
     let (_reader, writer) = full_pipe();
     let mut command = Program::example("periodic");
     let program = Program::spawn(command.arg("0.01").stdout(writer));
-    while !handles(program.pid(), Signal::USR1) {}
+    wait_for("the handler", || {
+        handles(program.pid(), Signal::USR1).then_some(())
+    });
     for _ in 0..400 {
         program.signal(Signal::USR1);
     }

@@ -23,6 +23,18 @@ use crate::process::ignores;
 /// How long anything in a test may take before it counts as hung.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Waits until `condition` returns something.
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "waits for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Connects, with a deadline on all that follows.
 pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&addr, DEADLINE).expect("connects");

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::process::ignores;
-use crate::support::{DEADLINE, Program, TempDir, ask, connect, hang_up, read_to_end};
+use crate::support::{DEADLINE, Program, TempDir, ask, connect, hang_up, read_to_end, wait_for};
 
 /// The program with workers, which all accept connections.
 fn start(args: &[&str]) -> Program {
@@ -41,16 +41,21 @@ pub(crate) fn children(parent: Pid) -> HashSet<Pid> {
         .collect()
 }
 
-/// Waits until `condition` returns something.
-fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = condition() {
-            return found;
-        }
-        assert!(start.elapsed() < DEADLINE, "waits for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
+/// Scheduling policies, as the kernel numbers them.
+const SCHED_OTHER: &str = "0";
+const SCHED_BATCH: &str = "3";
+const SCHED_IDLE: &str = "5";
+
+/// The scheduling policies of a process's threads, as numbers of the kernel.
+fn policies(pid: Pid) -> HashSet<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stat =
+        threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
+    stat.map(|stat| {
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        fields.split(' ').nth(38).unwrap().to_owned()
+    })
+    .collect()
 }
 
 fn has_ended(pid: Pid) -> bool {
@@ -127,6 +132,36 @@ fn workers_answer_behind_one_address_and_the_report_is_their_sum() {
     let report = "accepted 30, completed 30, failed 0, panicked 0, timed out 0, rejected 0, aborted 0, \
                   bytes in 150, bytes out 300, peak connections ";
     assert!(stderr[0].starts_with(report), "{stderr:?}");
+}
+
+fn policies_of_workers(program: &Program) -> HashSet<String> {
+    let workers = children(program.pid());
+    workers.into_iter().flat_map(policies).collect()
+}
+
+#[test]
+fn several_workers_wake_up_without_interrupting_what_runs() {
+    let one = start(&["--workers", "1"]);
+    assert_eq!(policies_of_workers(&one), [SCHED_OTHER.into()].into());
+    let two = start(&["--workers", "2"]);
+    assert_eq!(policies(two.pid()), [SCHED_OTHER.into()].into());
+    // musl cannot set it.
+    let expected = match cfg!(target_env = "musl") {
+        true => SCHED_OTHER,
+        false => SCHED_BATCH,
+    };
+    assert_eq!(policies_of_workers(&two), [expected.into()].into());
+}
+
+#[test]
+#[ignore = "needs chrt"]
+fn workers_keep_a_scheduling_policy_that_was_chosen() {
+    let mut command = Command::new("chrt");
+    command
+        .args(["--idle", "0"])
+        .arg(Program::command().get_program());
+    let program = Program::start_command(command.args(["-l", "127.0.0.1:0", "--workers", "2"]));
+    assert_eq!(policies_of_workers(&program), [SCHED_IDLE.into()].into());
 }
 
 #[test]
