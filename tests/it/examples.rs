@@ -129,7 +129,11 @@ fn the_chat_passes_lines_on_to_all_others() {
     drop(bob);
     ann.is_told(&left);
     cid.is_told(&left);
-    Guest::enter(program.addr(), 2);
+    let dan = Guest::enter(program.addr(), 2).number;
+    // Until the chat knows of it, what the others say at their end would be written to a peer that has closed.
+    for news in ["is here", "has left"] {
+        ann.is_told(&format!("* {dan} {news}"));
+    }
 
     program.signal(Signal::TERM);
     let (status, _, stderr) = program.wait();

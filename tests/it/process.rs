@@ -110,7 +110,8 @@ pub(crate) fn on_another_processor<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
-fn stay_on(processor: usize) {
+/// Keeps this thread on a processor.
+pub(crate) fn stay_on(processor: usize) {
     let mut only = CpuSet::new();
     only.set(processor);
     sched_setaffinity(None, &only).unwrap();
