@@ -382,12 +382,13 @@ impl Program {
     }
 }
 
-/// Handles SIGHUP and SIGINT where this process was started to ignore them, as under nohup: what it starts would ignore
-/// them, too, and gets the default instead.
+/// Handles SIGHUP, SIGINT and SIGQUIT where this process was started to ignore them, as under nohup or with `&` in a
+/// script: what it starts would ignore them, too, and gets the default instead.
 fn ignore_no_signal() {
     let own = [
         (Signal::HUP, signal::Signal::Hup),
         (Signal::INT, signal::Signal::Int),
+        (Signal::QUIT, signal::Signal::Quit),
     ];
     for (signal, to_handle) in own {
         if ignores(getpid(), signal) {
