@@ -46,15 +46,18 @@ pub(crate) fn ready(status: impl Fn() -> String + 'static) {
     tinyloop::spawn_named("systemd", watch).detach();
 }
 
-/// Calls `ask` twice in the watchdog's time, if systemd runs one.
-pub(crate) fn watch(ask: impl Fn() + 'static) {
+/// Calls `ask` twice in the watchdog's time, if systemd runs one, with the time that there is for an answer. That is shorter
+/// than the watchdog's, because a call may come late, and the next one then comes soon.
+pub(crate) fn watch(ask: impl Fn(Duration) + 'static) {
     let Some(limit) = watchdog() else {
         return;
     };
     let mut ticks = tinyloop::interval((limit / 2).max(Duration::from_millis(1)));
     let watch = async move {
         while ticks.next().await.is_some() {
-            ask();
+            // If this process had no turn for a while, the answers that came meanwhile are read first.
+            tinyloop::yield_now().await;
+            ask(limit * 3 / 4);
         }
     };
     tinyloop::spawn_named("watchdog", watch).detach();

@@ -118,7 +118,7 @@ pub(crate) async fn supervise(
             log.output.flush(PATIENCE);
             systemd::ready(supervisor.status());
             let tell = supervisor.tell.clone();
-            systemd::watch(move || drop(tell.try_send(Step::Ask)));
+            systemd::watch(move |limit| drop(tell.try_send(Step::Ask(limit))));
         }
     }
     if supervisor.is_up {
@@ -138,7 +138,7 @@ enum Step {
     /// The time is over in which all processes should have drained.
     LateEnd,
     /// Asks all processes whether their loops come round.
-    Ask,
+    Ask(Duration),
     /// The process of this id tells something.
     Told(u64, Told),
 }
@@ -203,14 +203,15 @@ impl Supervisor<'_> {
             Step::LateStart(id) => {
                 let process = self.processes.get(&id);
                 if let Some(process) = process.filter(|process| !process.is_ready()) {
-                    self.kill(process, "does not accept connections in time");
+                    process.kill_because(self.log, "does not accept connections in time");
                 }
             }
             Step::LateEnd => {
-                let kill = |process| self.kill(process, "has not ended in time");
-                self.processes.values().for_each(kill);
+                for process in self.processes.values() {
+                    process.kill_because(self.log, "has not ended in time");
+                }
             }
-            Step::Ask => self.ask(),
+            Step::Ask(limit) => self.ask(limit),
             Step::Told(id, Told::Ended(status)) => self.ended(id, status),
             Step::Told(id, told) => self.told(id, told),
         }
@@ -232,17 +233,14 @@ impl Supervisor<'_> {
         }
     }
 
-    fn ask(&mut self) {
-        self.processes.values_mut().for_each(Process::ask);
-        let silent = self.processes.values().filter(|one| one.is_silent());
-        silent.for_each(|one| self.kill(one, "has not answered within the watchdog's time"));
-    }
-
-    fn kill(&self, process: &Process, reason: &str) {
-        let number = process.worker + 1;
-        let text = format!("worker {number} ({}) {reason} and is killed", process.pid);
-        self.log.worker(number, &text);
-        process.kill();
+    /// Kills the processes that have not answered for `limit`, and asks all.
+    fn ask(&mut self, limit: Duration) {
+        for process in self.processes.values_mut() {
+            if process.is_silent(limit) {
+                process.kill_because(self.log, "has not answered within the watchdog's time");
+            }
+            process.ask();
+        }
     }
 
     /// Replaces the workers, one after another.

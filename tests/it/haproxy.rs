@@ -268,8 +268,10 @@ fn restarts_behind_haproxy_fail_no_exchange_and_a_kill_fails_none_but_its_own() 
             .addr
             .expect("HAProxy takes every connection")
             .to_string();
+        // The kernel may give a port again that a connection before it had.
+        let is_reused = addrs.contains(&addr) || after.addrs.contains(&addr);
         assert!(
-            !survivor.peers.contains(&addr),
+            is_reused || !survivor.peers.contains(&addr),
             "the other server served it: {failure:?}"
         );
     }

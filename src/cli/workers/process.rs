@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use futures_lite::io::BufReader;
@@ -18,12 +18,10 @@ use smol::Async;
 use smol::process::Child;
 use tinyloop::{Listener, Report, spawn_named};
 
+use crate::cli::log::Log;
 use crate::cli::sums;
 use crate::cli::systemd;
 use crate::cli::worker::{ASK, DRAIN, VARIABLE};
-
-/// How often a process may be asked in vain.
-const ASKED_MAX: u32 = 2;
 
 /// What all workers are started with.
 pub(super) struct Launch<'a> {
@@ -42,8 +40,10 @@ pub(super) struct Process {
     pub(super) started: Instant,
     pub(super) report: Report,
     line: UnixStream,
-    /// How often it was asked since it has said something, or `None` before it accepts connections.
-    asked: Option<u32>,
+    /// It has accepted connections.
+    is_ready: bool,
+    /// When it was asked first since it has said something.
+    asked: Option<Instant>,
 }
 
 /// What a process tells.
@@ -108,6 +108,7 @@ impl<'a> Launch<'a> {
             started: Instant::now(),
             report: Report::default(),
             line: line.try_clone()?,
+            is_ready: false,
             asked: None,
         };
         let follow = follow(worker + 1, Async::new(line)?, child, tell);
@@ -119,25 +120,28 @@ impl<'a> Launch<'a> {
 impl Process {
     /// It has said something.
     pub(super) fn answered(&mut self) {
-        self.asked = Some(0);
+        self.is_ready = true;
+        self.asked = None;
     }
 
     /// Whether it has accepted connections.
     pub(super) fn is_ready(&self) -> bool {
-        self.asked.is_some()
+        self.is_ready
     }
 
     /// Asks whether its event loop still runs, if the process accepts connections.
     pub(super) fn ask(&mut self) {
-        if let Some(asked) = &mut self.asked {
-            *asked += 1;
+        if self.is_ready {
+            self.asked.get_or_insert_with(Instant::now);
             self.write(ASK);
         }
     }
 
-    /// Whether it has just been asked once too often in vain.
-    pub(super) fn is_silent(&self) -> bool {
-        self.asked == Some(ASKED_MAX + 1)
+    /// Whether it has not answered for `limit` since it was asked first. If so, it counts as not asked.
+    pub(super) fn is_silent(&mut self, limit: Duration) -> bool {
+        self.asked
+            .take_if(|asked| asked.elapsed() >= limit)
+            .is_some()
     }
 
     /// Ends it at once, also if it is stopped.
@@ -145,6 +149,14 @@ impl Process {
         if let Some(pid) = Pid::from_raw(self.pid as i32) {
             kill_process(pid, Signal::KILL).ok();
         }
+    }
+
+    /// The same, and says so.
+    pub(super) fn kill_because(&self, log: &Log, reason: &str) {
+        let number = self.worker + 1;
+        let text = format!("worker {number} ({}) {reason} and is killed", self.pid);
+        log.worker(number, &text);
+        self.kill();
     }
 
     pub(super) fn drain(&self) {
