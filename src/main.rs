@@ -120,7 +120,7 @@ fn run(mut options: Options) -> io::Result<()> {
                 // The workers' lines and sockets, their sockets' copies for one of them, and what waits for their ends.
                 check_room(count + listeners.len() + OF_PROCESSES)?;
                 cli::start_thread("processes", || ())?;
-                event_loop.run(supervise(count, &options, &listeners, &log))?;
+                event_loop.run(supervise(count, &options, listeners, &log))?;
             }
             (None, None) => {
                 let server = serve(options, listeners, max_descriptors, &log, None);

@@ -1,9 +1,10 @@
 //! Several processes behind the same addresses (`--workers`): their parent.
 //!
-//! The parent holds the listening sockets and accepts nothing. Each worker is this program once more, which takes the
+//! The parent holds the listening sockets until the drain, and accepts nothing. Each worker is this program once more, which takes the
 //! sockets from `LISTEN_FDS`. So a worker that ends loses no connection that waits in a queue.
 
 mod process;
+mod worker_state;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
@@ -25,13 +26,7 @@ use super::sums::{sum, sum_of_one};
 use super::systemd;
 use crate::DRAIN;
 use process::{Launch, Process, Told};
-
-/// How long to wait before a worker that has died young is started again: at first, and at most.
-const BACK_OFF: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(10);
-
-/// A worker that has lived so long is started again at once.
-const GROWN_UP: Duration = Duration::from_secs(10);
+use worker_state::WorkerState;
 
 /// The longest time from the start of a process until it accepts connections.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -45,7 +40,7 @@ const END_MAX: Duration = Duration::from_secs(5);
 pub(crate) async fn supervise(
     count: usize,
     options: &Options,
-    listeners: &[(String, Listener)],
+    listeners: Vec<(String, Listener)>,
     log: &Log,
 ) -> io::Result<()> {
     let (tell, told) = channel::unbounded();
@@ -79,9 +74,8 @@ pub(crate) async fn supervise(
         is_up: false,
         asked_to_end: false,
         draining: false,
-        drain_max: END_MAX
-            .saturating_add(options.drain.unwrap_or(DRAIN))
-            .saturating_add(options.lame_duck.unwrap_or_default()),
+        lame_duck: options.lame_duck.unwrap_or_default(),
+        drain: options.drain.unwrap_or(DRAIN),
         mark_draining: Vec::new(),
         failure: None,
     };
@@ -135,8 +129,10 @@ enum Step {
     Start(usize),
     /// The time is over in which the process of this id should accept connections.
     LateStart(u64),
-    /// The time is over in which all processes should have drained.
-    LateEnd,
+    /// The time is over in which this process should have drained.
+    LateEnd(u64),
+    /// The processes take no new connections any more.
+    Close,
     /// Asks all processes whether their loops come round.
     Ask(Duration),
     /// The process of this id tells something.
@@ -144,7 +140,7 @@ enum Step {
 }
 
 struct Supervisor<'a> {
-    launch: Launch<'a>,
+    launch: Launch,
     log: &'a Log,
     tell: Sender<Step>,
     /// All that run, by their ids.
@@ -159,26 +155,12 @@ struct Supervisor<'a> {
     /// SIGINT or SIGTERM has come.
     asked_to_end: bool,
     draining: bool,
-    /// How long the processes may take to end.
-    drain_max: Duration,
+    /// The time in which the processes still accept when they are asked to drain, and the time to drain.
+    lame_duck: Duration,
+    drain: Duration,
     /// What has the monitor's `/health` say that the workers drain.
     mark_draining: Vec<Box<dyn Fn()>>,
     failure: Option<io::Error>,
-}
-
-#[derive(Default)]
-struct WorkerState {
-    /// The process that accepts connections and is to go on.
-    current: Option<u64>,
-    /// How many processes in a row have died young.
-    died_young: u32,
-    /// How the last one ended, until it is started again.
-    ended: Option<String>,
-    /// A start has failed since then, which is told once.
-    cannot_start: bool,
-    /// The sum of those that have ended, and of all.
-    past: Report,
-    live: LiveReport,
 }
 
 impl Supervisor<'_> {
@@ -206,11 +188,12 @@ impl Supervisor<'_> {
                     process.kill_because(self.log, "does not accept connections in time");
                 }
             }
-            Step::LateEnd => {
-                for process in self.processes.values() {
+            Step::LateEnd(id) => {
+                if let Some(process) = self.processes.get(&id) {
                     process.kill_because(self.log, "has not ended in time");
                 }
             }
+            Step::Close => self.launch.close(),
             Step::Ask(limit) => self.ask(limit),
             Step::Told(id, Told::Ended(status)) => self.ended(id, status),
             Step::Told(id, told) => self.told(id, told),
@@ -299,16 +282,7 @@ impl Supervisor<'_> {
 
     /// Starts a process after a pause, if the last one has lived for a short time only.
     fn start_later(&mut self, worker: usize, lived: Duration) {
-        let died_young = &mut self.workers[worker].died_young;
-        let pause = if lived >= GROWN_UP {
-            *died_young = 0;
-            Duration::ZERO
-        } else {
-            *died_young += 1;
-            BACK_OFF
-                .saturating_mul(1 << (*died_young - 1).min(16))
-                .min(BACK_OFF_MAX)
-        };
+        let pause = self.workers[worker].pause_before_start(lived);
         self.tell_later(pause, Step::Start(worker));
     }
 
@@ -318,9 +292,8 @@ impl Supervisor<'_> {
             return;
         };
         let worker = process.worker;
-        let old = self.workers[worker].current.replace(id);
-        if let Some(old) = old.and_then(|old| self.processes.get(&old)) {
-            old.drain();
+        if let Some(old) = self.workers[worker].current.replace(id) {
+            self.drain_one(old);
         }
         if self.replacing == Some(id) {
             self.to_replace.pop_front();
@@ -392,14 +365,29 @@ impl Supervisor<'_> {
             self.draining = true;
             systemd::stopping();
             self.mark_draining.iter().for_each(|mark| mark());
-            self.processes.values().for_each(Process::drain);
-            self.tell_later(self.drain_max, Step::LateEnd);
+            // The workers take what is in the queues, and are the last to close the sockets.
+            match self.lame_duck {
+                Duration::ZERO => self.launch.close(),
+                lame_duck => self.tell_later(lame_duck, Step::Close),
+            }
+            let ids: Vec<u64> = self.processes.keys().copied().collect();
+            ids.into_iter().for_each(|id| self.drain_one(id));
             // Those that wait to be started again.
             for worker in 0..self.workers.len() {
                 if let Some(ended) = self.workers[worker].ended.take() {
                     self.fail(worker + 1, &ended);
                 }
             }
+        }
+    }
+
+    fn drain_one(&self, id: u64) {
+        if let Some(process) = self.processes.get(&id) {
+            process.drain();
+            let most = END_MAX
+                .saturating_add(self.lame_duck)
+                .saturating_add(self.drain);
+            self.tell_later(most, Step::LateEnd(id));
         }
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::process::ignores;
+use crate::process::{ignores, stop};
 use crate::support::{DEADLINE, Program, TempDir, ask, connect, hang_up, read_to_end, wait_for};
 
 /// The program with workers, which all accept connections.
@@ -401,6 +402,72 @@ fn a_worker_that_does_not_end_in_the_drain_is_killed_and_the_report_still_comes(
         stderr[2].ends_with(" ended: signal: 9 (SIGKILL)"),
         "{stderr:?}"
     );
+}
+
+#[test]
+fn while_the_workers_drain_new_connections_are_refused() {
+    // A late reply holds the drain.
+    let program = start(&[
+        "--workers",
+        "2",
+        "--drain",
+        "3600",
+        "--fault",
+        "delay=3600s",
+    ]);
+    let mut client = program.connect();
+    client.write_all(b"x").unwrap();
+    program.signal(Signal::TERM);
+    wait_for("the end of the sockets", || {
+        let error = TcpStream::connect(program.addr()).err()?;
+        (error.kind() == io::ErrorKind::ConnectionRefused).then_some(())
+    });
+    assert!(!has_ended(program.pid()), "the drain goes on");
+    program.signal(Signal::TERM);
+    assert_eq!(program.wait().0.code(), Some(128 + Signal::TERM.as_raw()));
+}
+
+#[test]
+fn workers_that_are_lame_ducks_accept_on_every_socket() {
+    let dir = TempDir::new("lame-ducks");
+    let path = dir.path("socket");
+    let unix = format!("unix:{}", path.display());
+    let program = Program::start(&[
+        "-l",
+        "127.0.0.1:0",
+        "-l",
+        &unix,
+        "--workers",
+        "2",
+        "--lame-duck",
+        "3600",
+    ]);
+    program.signal(Signal::TERM);
+    for _ in 0..2 {
+        let line = program.stderr_line();
+        assert!(line.contains("still accepting for 3600.0s"), "{line}");
+    }
+    for _ in 0..10 {
+        assert_eq!(ask(&program.connect(), "x"), "Got: x");
+        let client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(ask(&client, "y"), "Got: y");
+    }
+    program.signal(Signal::TERM);
+    assert_eq!(program.wait().0.code(), Some(128 + Signal::TERM.as_raw()));
+}
+
+#[test]
+fn an_old_worker_that_does_not_end_after_a_hangup_is_killed() {
+    let program = start(&["--workers", "1", "--drain", "0"]);
+    let old = *children(program.pid()).iter().next().unwrap();
+    stop(old);
+    program.signal(Signal::HUP);
+    wait_for("the end of the old worker", || has_ended(old).then_some(()));
+    assert_eq!(ask(&program.connect(), "x"), "Got: x");
+    let (_, stderr) = program.stop();
+    let killed = format!("worker 1 ({old}) has not ended in time and is killed");
+    assert_eq!(stderr[0], killed);
 }
 
 #[test]

@@ -24,10 +24,10 @@ use crate::cli::systemd;
 use crate::cli::worker::{ASK, DRAIN, VARIABLE};
 
 /// What all workers are started with.
-pub(super) struct Launch<'a> {
+pub(super) struct Launch {
     program: PathBuf,
     args: Vec<OsString>,
-    listeners: &'a [(String, Listener)],
+    listeners: Vec<(String, Listener)>,
     /// How many workers there are.
     count: usize,
 }
@@ -56,13 +56,13 @@ pub(super) enum Told {
     Ended(io::Result<ExitStatus>),
 }
 
-impl<'a> Launch<'a> {
+impl Launch {
     /// Each process gets the arguments of this one, and the seed, if there is one.
     pub(super) fn new(
         seed: Option<u64>,
-        listeners: &'a [(String, Listener)],
+        listeners: Vec<(String, Listener)>,
         count: usize,
-    ) -> io::Result<Launch<'a>> {
+    ) -> io::Result<Launch> {
         let seed = seed.map(|seed| format!("--seed={seed}").into());
         Ok(Launch {
             program: env::current_exe()?,
@@ -70,6 +70,11 @@ impl<'a> Launch<'a> {
             listeners,
             count,
         })
+    }
+
+    /// Closes the sockets. No process can be started any more, and those that run have the sockets until they drain.
+    pub(super) fn close(&mut self) {
+        self.listeners.clear();
     }
 
     /// Starts a process of the worker at a place among the workers, and tells what it tells.
