@@ -1,7 +1,7 @@
 //! Several processes behind the same addresses (`--workers`): their parent.
 //!
-//! The parent holds the listening sockets until the drain, and accepts nothing. Each worker is this program once more, which takes the
-//! sockets from `LISTEN_FDS`. So a worker that ends loses no connection that waits in a queue.
+//! The parent holds the listening sockets until the drain, and accepts nothing. Each worker is this program once more,
+//! which takes the sockets from `LISTEN_FDS`. So a worker that ends loses no connection that waits in a queue.
 
 mod process;
 mod worker_state;
