@@ -119,7 +119,6 @@ fn run(mut options: Options) -> io::Result<()> {
             (None, Some(count)) => {
                 // The workers' lines and sockets, their sockets' copies for one of them, and what waits for their ends.
                 check_room(count + listeners.len() + OF_PROCESSES)?;
-                cli::start_thread("processes", || ())?;
                 event_loop.run(supervise(count, &options, listeners, &log))?;
             }
             (None, None) => {

@@ -9,13 +9,14 @@ mod worker_state;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Display;
 use std::io;
+use std::pin::Pin;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use futures_lite::StreamExt;
 use smol::channel::{self, Sender};
 use tinyloop::signal::{self, Signal};
-use tinyloop::{Listener, LiveReport, Report, sleep, spawn_named};
+use tinyloop::{Listener, LiveReport, Report, sleep, spawn_named, yield_now};
 
 use super::PATIENCE;
 use super::args::Options;
@@ -87,8 +88,16 @@ pub(crate) async fn supervise(
             supervisor.mark_draining.push(Box::new(mark));
         }
     }
+    // On this loop, since smol would start a thread for it, and panics if the system refuses that. It is not dropped at the
+    // end, where it would start this thread after all.
+    let driver = Box::leak(Box::new(smol::process::driver()));
+    spawn_named("processes", Pin::static_mut(driver)).detach();
+    yield_now().await;
     for worker in 0..count {
-        supervisor.start(worker)?;
+        supervisor.start(worker).map_err(|error| {
+            let text = format!("cannot start worker {}: {error}", worker + 1);
+            io::Error::new(error.kind(), text)
+        })?;
     }
     while let Ok(step) = told.recv().await {
         supervisor.take(step);

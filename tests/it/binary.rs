@@ -610,7 +610,7 @@ fn a_path_that_cannot_be_had_is_told_in_one_line_with_a_remedy() {
 }
 
 /// What runs a command as a user without rights and without other processes.
-fn as_nobody() -> Vec<&'static str> {
+pub(crate) fn as_nobody() -> Vec<&'static str> {
     match geteuid().is_root() {
         true => vec![
             "setpriv",

@@ -13,9 +13,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_linger;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 
+use crate::binary::as_nobody;
 use crate::process::{ignores, stop};
 use crate::support::{DEADLINE, Program, TempDir, ask, connect, hang_up, read_to_end, wait_for};
 
@@ -492,17 +493,41 @@ fn with_few_descriptors_the_workers_start_or_the_program_says_why_not() {
     for limit in 8..=30 {
         let mut command = Program::command();
         command.args(["-q", "-l", "127.0.0.1:0", "--workers", "3"]);
-        let mut command = Program::with_descriptors(limit, &command);
-        let program = Program::spawn(command.stdout(Stdio::piped()));
-        if let Some(line) = program.try_stdout_line() {
-            assert!(line.starts_with("listening on "), "{limit}: {line}");
-            program.stop();
-            continue;
-        }
-        let (status, _, stderr) = program.wait();
-        assert_eq!(status.code(), Some(1), "{limit}: {stderr:?}");
+        let stderr = starts_or_says_why_not(&mut Program::with_descriptors(limit, &command));
         let panicked = stderr.iter().any(|line| line.contains("panicked"));
-        assert!(!panicked && !stderr.is_empty(), "{limit}: {stderr:?}");
+        assert!(!panicked, "{limit}: {stderr:?}");
+    }
+}
+
+/// Starts the program under some limit. Returns what it says if it does not start.
+fn starts_or_says_why_not(command: &mut Command) -> Vec<String> {
+    let program = Program::spawn(command.stdout(Stdio::piped()));
+    if let Some(line) = program.try_stdout_line() {
+        assert!(line.starts_with("listening on "), "{command:?}: {line}");
+        program.stop();
+        return Vec::new();
+    }
+    let (status, _, stderr) = program.wait();
+    assert_eq!(status.code(), Some(1), "{command:?}: {stderr:?}");
+    assert!(!stderr.is_empty(), "{command:?}");
+    stderr
+}
+
+#[test]
+#[ignore = "needs prlimit and setpriv"]
+fn with_few_threads_the_workers_start_or_the_program_says_why_not() {
+    // Whoever is not root may have any number of processes besides this one.
+    let limits = if geteuid().is_root() { 0..=20 } else { 0..=0 };
+    for limit in limits {
+        let runner = as_nobody();
+        let mut command = Command::new(runner[0]);
+        command
+            .args(&runner[1..])
+            .args(["prlimit", &format!("--nproc={limit}")])
+            .arg(Program::command().get_program())
+            .args(["-q", "-l", "127.0.0.1:0", "--workers", "2"]);
+        // If two workers want the last thread, smol panics in one of them. The parent does not.
+        starts_or_says_why_not(&mut command);
     }
 }
 
