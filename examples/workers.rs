@@ -1,10 +1,7 @@
 //! One echo server a core: processes that share a listening socket, which their parent holds.
 //!
 //! `cargo run --example workers`, and then `nc 127.0.0.1 25000`. Ctrl-C ends all of them.
-use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
-use std::time::Duration;
-use std::{env, io, thread};
+use std::{env, io, os::fd::AsFd, process, thread, time::Duration};
 
 use command_fds::{CommandFdExt, FdMapping};
 use futures_lite::FutureExt;
@@ -22,18 +19,20 @@ fn main() -> io::Result<()> {
     println!("listening on {}", listener.local_addr()?);
     let mut workers = Vec::new();
     for _ in 0..thread::available_parallelism()?.get() {
-        let (parent_fd, child_fd) = (listener.as_fd().try_clone_to_owned()?, 3);
-        let mut command = Command::new(env::current_exe()?);
+        let mut command = process::Command::new(env::current_exe()?);
         command.env("LISTEN_FDS", "1").env_remove("LISTEN_FDNAMES");
-        command.env_remove("LISTEN_PID").stdin(Stdio::piped());
+        command.env_remove("LISTEN_PID");
+        command.stdin(process::Stdio::piped());
         let sockets = vec![FdMapping {
-            parent_fd,
-            child_fd,
+            parent_fd: listener.as_fd().try_clone_to_owned()?,
+            child_fd: 3,
         }];
         command.fd_mappings(sockets).map_err(io::Error::other)?;
         workers.push(command.spawn()?);
     }
     tinyloop::run(shutdown);
+    // The workers still have the socket until they drain.
+    drop(listener);
     // `wait` closes the pipe to a worker's stdin first.
     workers
         .iter_mut()
