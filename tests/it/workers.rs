@@ -464,7 +464,10 @@ fn an_old_worker_that_does_not_end_after_a_hangup_is_killed() {
     let old = *children(program.pid()).iter().next().unwrap();
     stop(old);
     program.signal(Signal::HUP);
-    wait_for("the end of the old worker", || has_ended(old).then_some(()));
+    // Until the parent knows of it, too.
+    wait_for("the end of the old worker", || {
+        state(old).is_none().then_some(())
+    });
     assert_eq!(ask(&program.connect(), "x"), "Got: x");
     let (_, stderr) = program.stop();
     let killed = format!("worker 1 ({old}) has not ended in time and is killed");
