@@ -46,8 +46,8 @@ pub(crate) fn ready(status: impl Fn() -> String + 'static) {
     tinyloop::spawn_named("systemd", watch).detach();
 }
 
-/// Calls `ask` twice in the watchdog's time, if systemd runs one, with the time that there is for an answer. That is shorter
-/// than the watchdog's, because a call may come late, and the next one then comes soon.
+/// If systemd runs a watchdog, calls `ask` twice in its time, with the time after which a missing answer is too late.
+/// This time is shorter than the watchdog's: a call may be late, and then the next call comes soon.
 pub(crate) fn watch(ask: impl Fn(Duration) + 'static) {
     let Some(limit) = watchdog() else {
         return;

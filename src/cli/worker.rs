@@ -64,8 +64,9 @@ impl Worker {
         }))
     }
 
-    /// To call before there is another thread. Several workers may share their cores with their clients. A worker that
-    /// wakes up then does not interrupt who runs, and so finds more to do at once. A policy that somebody has chosen stays.
+    /// Runs one of several workers under SCHED_BATCH. A worker that wakes up then does not interrupt a client on the
+    /// same core, and finds more messages at once. If the program was started with another policy than the usual one,
+    /// the program keeps it. To call before there is another thread: new threads inherit the policy.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     pub(crate) fn interrupt_nobody(&self) {
         const SCHED_OTHER: &str = "0";

@@ -88,8 +88,8 @@ pub(crate) async fn supervise(
             supervisor.mark_draining.push(Box::new(mark));
         }
     }
-    // On this loop, since smol would start a thread for it, and panics if the system refuses that. It is not dropped at the
-    // end, where it would start this thread after all.
+    // The driver waits on this loop for processes to end. Without it, smol starts a thread, and panics if the system
+    // refuses the thread. The driver is never dropped: while a process runs, its drop starts the thread, too.
     let driver = Box::leak(Box::new(smol::process::driver()));
     spawn_named("processes", Pin::static_mut(driver)).detach();
     yield_now().await;
@@ -140,9 +140,9 @@ enum Step {
     LateStart(u64),
     /// The time is over in which this process should have drained.
     LateEnd(u64),
-    /// The processes take no new connections any more.
+    /// The lame duck is over, and the processes accept no new connections.
     Close,
-    /// Asks all processes whether their loops come round.
+    /// Asks all processes whether their loops come round, and kills those that have not answered for this time.
     Ask(Duration),
     /// The process of this id tells something.
     Told(u64, Told),

@@ -130,7 +130,7 @@ fn the_chat_passes_lines_on_to_all_others() {
     ann.is_told(&left);
     cid.is_told(&left);
     let dan = Guest::enter(program.addr(), 2).number;
-    // Until the chat knows of it, what the others say at their end would be written to a peer that has closed.
+    // The chat knows that dan has left. Otherwise the farewells of the others would be written to a closed connection.
     for news in ["is here", "has left"] {
         ann.is_told(&format!("* {dan} {news}"));
     }

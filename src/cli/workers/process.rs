@@ -156,7 +156,7 @@ impl Process {
         }
     }
 
-    /// The same, and says so.
+    /// Kills the process, and says why.
     pub(super) fn kill_because(&self, log: &Log, reason: &str) {
         let number = self.worker + 1;
         let text = format!("worker {number} ({}) {reason} and is killed", self.pid);
