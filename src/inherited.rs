@@ -12,19 +12,20 @@ use crate::server::Listener;
 /// The first descriptor that is passed, as the protocol has it.
 const FIRST: usize = 3;
 
-/// Takes the sockets that systemd (socket activation) or a parent process has passed on, in their order, with their names.
-/// Needs the feature `inherit`.
+/// Takes the sockets that systemd (socket activation) or a parent process has passed on, in their order, with their
+/// names. Needs the feature `inherit`.
 ///
-/// The sockets are the descriptors from 3 on. `LISTEN_FDS` says how many there are, and `LISTEN_FDNAMES` their names, with
-/// a colon between two. A name is `unknown` if there are none. If `LISTEN_PID` is there and is another process, the sockets
-/// are not for us. Without `LISTEN_FDS` the result is empty, and it is so at each call but the first.
+/// The sockets are the descriptors from 3 on. `LISTEN_FDS` says how many there are, and `LISTEN_FDNAMES` their names,
+/// with a colon between two. A name is `unknown` if there are none. If `LISTEN_PID` is there and is another process,
+/// the sockets are not for us. Without `LISTEN_FDS` the result is empty, and it is so at each call but the first.
 ///
 /// The sockets belong to whoever has passed them on, so connections that wait in their queues outlive this process. A
 /// Unix socket's file stays.
 ///
 /// Call this first in `main`, before the process opens a descriptor or starts a thread: what is found at 3 is taken for
-/// what was passed, and `LISTEN_FDS` is removed from the environment, so that no child process takes it for its own. `LISTEN_PID` and
-/// `LISTEN_FDNAMES` stay: if you start a process with sockets of its own, set or remove these two in its environment.
+/// what was passed, and `LISTEN_FDS` is removed from the environment, so that no child process takes it for its own.
+/// `LISTEN_PID` and `LISTEN_FDNAMES` stay: if you start a process with sockets of its own, set or remove these two in
+/// its environment.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> {
@@ -37,8 +38,8 @@ const FIRST: usize = 3;
 ///
 /// # Errors
 ///
-/// If `LISTEN_FDS` is no number of descriptors, if one of them is no TCP or Unix stream socket that listens, or if there are
-/// not as many names.
+/// If `LISTEN_FDS` is no number of descriptors, if one of them is no TCP or Unix stream socket that listens, or if
+/// there are not as many names.
 pub fn inherited() -> io::Result<Vec<(String, Listener)>> {
     let Some(count) = var_os("LISTEN_FDS") else {
         return Ok(Vec::new());

@@ -244,7 +244,8 @@ async fn serve(
     }
 }
 
-/// Fails if there are not so many file descriptors left: one for a connection, and those that will be opened before that.
+/// Fails if there are not so many file descriptors left: one for a connection, and those that will be opened before
+/// that.
 fn check_room(descriptors: usize) -> io::Result<()> {
     let explain = |error: io::Error| {
         let text = format!(

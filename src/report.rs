@@ -20,8 +20,8 @@ pub struct Report {
     pub panicked: u64,
     /// Connections that the idle timeout or the stall timeout ended.
     pub timed_out: u64,
-    /// Connections that were closed without a handler, because of the connection limit, a lack of resources, or their PROXY
-    /// header.
+    /// Connections that were closed without a handler, because of the connection limit, a lack of resources, or their
+    /// PROXY header.
     pub rejected: u64,
     /// Connections that were cancelled at the end of the drain.
     pub aborted: u64,

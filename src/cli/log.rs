@@ -111,7 +111,8 @@ impl Log {
         );
     }
 
-    /// Tells on stderr how many lines stdout has lost, if any: they came faster than they were written, or could not be.
+    /// Tells on stderr how many lines stdout has lost, if any: they came faster than they were written, or could not
+    /// be.
     pub(crate) fn lost_lines(&self) {
         let lost = self.output.lost_lines();
         if lost > 0 {

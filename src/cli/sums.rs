@@ -37,8 +37,8 @@ pub(crate) fn sum_of_one(mut sum: Report, other: Report) -> Report {
     sum
 }
 
-/// The reports of two workers in one. Nobody knows whether their peaks came at the same time: the sum is the most that may
-/// have been.
+/// The reports of two workers in one. Nobody knows whether their peaks came at the same time: the sum is the most that
+/// may have been.
 pub(crate) fn sum(one: Report, other: Report) -> Report {
     let peak_connections = one.peak_connections + other.peak_connections;
     let mut sum = sum_of_one(one, other);

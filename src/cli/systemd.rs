@@ -19,8 +19,8 @@ pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
 
 /// Tells that the program accepts connections, and from now on how it does: the text that `status` returns.
 ///
-/// Where systemd runs a watchdog, it is told that the loop comes round, twice in its time. A task that blocks the loop for
-/// longer brings about a restart.
+/// Where systemd runs a watchdog, it is told that the loop comes round, twice in its time. A task that blocks the loop
+/// for longer brings about a restart.
 pub(crate) fn ready(status: impl Fn() -> String + 'static) {
     if env::var_os(SOCKET).is_none() {
         return;

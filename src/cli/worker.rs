@@ -83,8 +83,8 @@ impl Worker {
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     pub(crate) fn interrupt_nobody(&self) {}
 
-    /// Makes the options those of one worker of several: with its share of the connections, a seed of its own, and a monitor
-    /// on a port that the system chooses.
+    /// Makes the options those of one worker of several: with its share of the connections, a seed of its own, and a
+    /// monitor on a port that the system chooses.
     pub(crate) fn take_share(&self, options: &mut Options) {
         let rest = |most: usize| usize::from(self.number <= most % self.of);
         options.max_connections = options
@@ -148,8 +148,8 @@ impl Worker {
         (&self.parent).write_all(format!("{}\n", json!({ name: value })).as_bytes())
     }
 
-    /// Resolves when the parent asks for the drain, or is gone. If the parent goes after it has asked, the process ends at
-    /// once: that is a second signal.
+    /// Resolves when the parent asks for the drain, or is gone. If the parent goes after it has asked, the process ends
+    /// at once: that is a second signal.
     pub(crate) fn end(&self) -> io::Result<impl Future<Output = ()> + use<>> {
         let parent = Async::new(self.parent.try_clone()?)?;
         let worker = self.try_clone()?;

@@ -16,8 +16,8 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Begins the next turn with so many tasks that are ready. Returns how long it lasts. `is_flooded`: a connection has
-    /// had its burst, and the others are to be protected from it.
+    /// Begins the next turn with so many tasks that are ready. Returns how long it lasts. `is_flooded`: a connection
+    /// has had its burst, and the others are to be protected from it.
     pub(super) fn begin(&mut self, ready: usize, is_flooded: bool) -> Duration {
         let found = ready > self.left;
         self.length = match found || self.left == 0 || is_flooded {

@@ -154,8 +154,8 @@ impl<S> Faulty<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Faulty<S> {
-    /// Waits for the time of `close-delay`, once, and closes nothing. For a handler that leaves the close to its server,
-    /// which then knows better how to end the connection.
+    /// Waits for the time of `close-delay`, once, and closes nothing. For a handler that leaves the close to its
+    /// server, which then knows better how to end the connection.
     pub async fn delay_close(&mut self) {
         poll_fn(|cx| self.poll_close_delay(cx)).await;
     }

@@ -96,8 +96,8 @@ fn error(kind: ErrorKind, words: &str) -> io::Error {
 
 /// Reads the header of a connection, and not a byte behind it. Returns for whom it comes, if it says so.
 ///
-/// The bytes in the socket are looked at before they are taken. While the header is incomplete, all of them are its own and
-/// are taken: the socket would stay readable with them, and nobody could wait for more.
+/// The bytes in the socket are looked at before they are taken. While the header is incomplete, all of them are its own
+/// and are taken: the socket would stay readable with them, and nobody could wait for more.
 async fn read_header(stream: &Stream) -> io::Result<Option<Address>> {
     let mut bytes = [0; LOOKED_AT];
     let mut taken = 0;
