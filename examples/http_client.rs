@@ -40,7 +40,12 @@ fn main() -> ExitCode {
 /// Prints the body at `url`. Returns whether the status is below 400.
 async fn get(url: &str) -> Result<bool, Box<dyn Error>> {
     let url: Uri = url.parse()?;
-    let host = url.host().ok_or("the URL has no host")?;
+    if url.scheme_str() != Some("http") {
+        return Err("the URL must begin with http://".into());
+    }
+    let authority = url.authority().ok_or("the URL has no host")?;
+    // An IPv6 address stands in brackets.
+    let host = authority.host().trim_matches(['[', ']']);
     let to = (host, url.port_u16().unwrap_or(80));
     let connection = Connection::connect_timeout(to, PATIENCE).await?;
     let (mut http, traffic) =
@@ -49,7 +54,7 @@ async fn get(url: &str) -> Result<bool, Box<dyn Error>> {
     let _traffic = tinyloop::spawn(traffic);
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)
-        .header(HOST, host)
+        .header(HOST, authority.as_str())
         .body(Empty::<Bytes>::new())?;
     let mut response = timeout(PATIENCE, http.send_request(request)).await??;
     while let Some(frame) = response.frame().await {

@@ -33,10 +33,9 @@ fn main() -> io::Result<()> {
     tinyloop::run(shutdown);
     // The workers still have the socket until they drain.
     drop(listener);
-    // `wait` closes the pipe to a worker's stdin first.
-    workers
-        .iter_mut()
-        .try_for_each(|worker| worker.wait().map(drop))
+    // All workers drain at the same time.
+    workers.iter_mut().for_each(|one| drop(one.stdin.take()));
+    workers.iter_mut().try_for_each(|one| one.wait().map(drop))
 }
 
 async fn serve(listener: Listener) -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{Program, read_to_end};
+use crate::support::{Program, has_ipv6, read_to_end};
 
 /// Runs an example that listens.
 fn start(example: &str) -> Program {
@@ -85,6 +85,23 @@ fn the_http_client_gets_a_body_as_it_comes_from_the_http_server() {
     let (status, lines, _) = client.wait();
     assert!(status.success());
     assert_eq!(lines.len(), 9);
+    program.ends_well("accepted 1, completed 1, ");
+}
+
+#[test]
+fn the_http_client_knows_ipv6_addresses_and_sends_nothing_that_should_be_encrypted() {
+    if !has_ipv6() {
+        return;
+    }
+    let program = Program::start_command(Program::example("http").arg("[::1]:0"));
+    let output = run(Program::example("http_client").arg(format!("http://{}/", program.addr())));
+    assert_eq!(output.stdout, b"hello\n");
+    for scheme in ["https://", ""] {
+        let url = format!("{scheme}{}/", program.addr());
+        let output = Program::example("http_client").arg(url).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
+    program.signal(Signal::TERM);
     program.ends_well("accepted 1, completed 1, ");
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::future::pending;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::iter;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::{self, Child, Command, ExitStatus, Stdio};
@@ -71,6 +71,11 @@ pub(crate) fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).expect("ends");
     bytes
+}
+
+/// Whether this machine has IPv6.
+pub(crate) fn has_ipv6() -> bool {
+    TcpListener::bind("[::1]:0").is_ok()
 }
 
 /// Reads until the other side resets the connection. Returns what came before.
