@@ -59,7 +59,8 @@ async fn serve(listen: String, upstream: String) -> io::Result<()> {
 async fn forward(client: Connection, upstream: &str) -> io::Result<()> {
     let upstream = Connection::connect_timeout(upstream, CONNECT_TIMEOUT).await?;
     upstream.set_stall_timeout(Some(STALL_TIMEOUT));
-    // A shutdown lets transfers finish, and ends quiet pairs.
+    // A shutdown lets transfers finish. The input of a client that is quiet for a second ends, and the upstream's
+    // answer to it may still come.
     client.end_when_draining();
     copy_both(&client, &upstream).await?;
     Ok(())

@@ -31,6 +31,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
+use rustix::net::sockopt;
 
 use crate::address::Address;
 #[cfg(feature = "proxy-protocol")]
@@ -39,12 +40,9 @@ use crate::platform;
 
 pub(crate) use link::Link;
 pub(crate) use state::State;
-pub(crate) use stream::Stream;
-pub(crate) use stream::set_user_timeout;
-#[cfg(feature = "testing")]
-pub(crate) use stream::user_timeout;
+pub(crate) use stream::{Stream, user_timeout};
 pub use terms::Closing;
-pub(crate) use terms::Terms;
+pub(crate) use terms::{Terms, Timeouts};
 
 /// How long a connection must be quiet before a drain ends its input, unless the handler chose a time. A second is
 /// enough for lost packets to be sent again and for a peer on a busy machine to run, so a transfer does not count as
@@ -109,7 +107,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn new(stream: Stream, peer_addr: Address, terms: Rc<Terms>) -> Connection {
+    pub(crate) fn new(stream: Stream, peer_addr: Address, terms: Rc<Terms>) -> Connection {
         Connection {
             link: Rc::new(Link::new(stream, peer_addr, terms)),
         }
@@ -150,7 +148,7 @@ impl Connection {
     /// Never resolves if no server made the connection. Can be awaited any number of times, and resolves at once if the
     /// server is already draining.
     pub fn closing(&self) -> Closing {
-        self.link.closing()
+        self.link.terms().clone().closing()
     }
 
     /// Whether the server is draining.
@@ -182,24 +180,24 @@ impl Connection {
     /// needs long to answer, choose a longer time than that. The time is rounded up to milliseconds, and is at most 49
     /// days.
     pub fn end_when_draining_after(&self, quiet: Duration) {
-        self.link.end_when_quiet(quiet);
+        self.link.quiet.set(Some(terms::Quiet::new(quiet)));
     }
 
     /// Sets an idle timeout for this connection, or turns it off (`None`). On a server's connection it replaces the
     /// [server's](crate::Server::idle_timeout). The time counts from this call.
     ///
     /// If no server made the connection, the timeout ends only reads: nothing watches a task that waits for something
-    /// else. If another task already waits in a read without a timeout, the new timeout counts when this read is polled
-    /// next.
+    /// else. If another task already waits without a timeout, in a read or in a server's handler, the new timeout counts
+    /// when this task is polled next.
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.link.set_own_timeouts(|own| own.idle = Some(timeout));
+        self.link.set_timeouts(|own| own.idle = timeout);
     }
 
     /// Sets a stall timeout for this connection, or turns it off (`None`). On a server's connection it replaces the
     /// [server's](crate::Server::stall_timeout), with the same effect. For a write that already waits, see
     /// [`set_idle_timeout`](Connection::set_idle_timeout).
     pub fn set_stall_timeout(&self, timeout: Option<Duration>) {
-        self.link.set_own_timeouts(|own| own.stall = Some(timeout));
+        self.link.set_timeouts(|own| own.stall = timeout);
         // If this fails, the socket is broken, and the next read or write returns the error.
         self.link.stream().set_user_timeout(timeout).ok();
     }
@@ -210,32 +208,14 @@ impl Connection {
         self.link.reset();
     }
 
-    /// A connection that a server has accepted. It has inherited the options of its listener.
-    pub(crate) fn accepted(
-        stream: async_net::TcpStream,
-        peer_addr: Address,
-        terms: Rc<Terms>,
-    ) -> Connection {
-        Connection::new(Stream::Tcp(stream.into()), peer_addr, terms)
-    }
-
-    /// A Unix socket's connection that a server has accepted.
-    pub(crate) fn accepted_unix(
-        stream: async_net::unix::UnixStream,
-        peer_addr: Address,
-        terms: Rc<Terms>,
-    ) -> Connection {
-        Connection::new(Stream::Unix(stream.into()), peer_addr, terms)
-    }
-
+    /// A connection in memory that no server has accepted.
     #[cfg(feature = "testing")]
-    pub(crate) fn in_memory(pipe: pipe::Pipe, terms: Rc<Terms>) -> Connection {
-        let peer_addr = pipe.peer_addr().clone();
-        Connection::new(Stream::Pipe(pipe), peer_addr, terms)
+    pub(crate) fn in_memory(pipe: pipe::Pipe) -> Connection {
+        Connection::new(Stream::Pipe(pipe), Address::Unknown, Rc::default())
     }
 
-    /// Notes that the peer speaks for `client`, before anybody else holds the connection. `None` if it speaks for itself. The
-    /// idle time counts from here.
+    /// Notes that the peer speaks for `client`, before anybody else holds the connection. `None` if it speaks for
+    /// itself. The idle time counts from here.
     #[cfg(feature = "proxy-protocol")]
     pub(crate) fn introduce(&mut self, client: Option<Address>) {
         let link = Rc::get_mut(&mut self.link).expect("nobody else holds it yet");
@@ -247,7 +227,7 @@ impl Connection {
 
     /// The handler's side of a connection. [`Link::is_released`] tells whether this side still exists.
     pub(crate) fn held(link: Rc<Link>) -> Connection {
-        link.hold();
+        link.released.set(false);
         Connection { link }
     }
 
@@ -279,6 +259,22 @@ impl Link {
     pub(crate) fn faults(&self) -> Option<Rc<String>> {
         self.rare.if_there(|rare| rare.faults.clone()).flatten()
     }
+
+    /// The error of a connection from which nobody reads: it is broken, or idle for too long.
+    pub(crate) fn take_error(&self) -> Option<io::Error> {
+        let idle_timeout = self.timeouts().idle;
+        if idle_timeout.is_some_and(|limit| self.silence(limit).is_over()) {
+            return self.end_silence(link::Over::Idle).err();
+        }
+        let error = self.stream().take_error()?;
+        Some(self.broken(error))
+    }
+
+    /// Says that a copy does not read now, because the other connection takes no data. This one is then not idle.
+    pub(crate) fn set_held_up(&self, is_held_up: bool) {
+        self.is_held_up.set(is_held_up);
+        self.activity.happened();
+    }
 }
 
 impl Drop for Connection {
@@ -287,60 +283,44 @@ impl Drop for Connection {
     }
 }
 
-impl From<async_net::TcpStream> for Connection {
-    /// Sets `TCP_NODELAY` and `SO_OOBINLINE` (urgent data is read in order), as a server does. Sets no timeout.
-    ///
-    /// If the system refuses an option, the connection works without it.
-    fn from(stream: async_net::TcpStream) -> Connection {
-        let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::Tcp);
-        stream.set_nodelay(true).ok();
-        rustix::net::sockopt::set_socket_oobinline(&stream, true).ok();
-        platform::prevent_sigpipe(&stream).ok();
-        Connection::new(Stream::Tcp(stream.into()), peer_addr, Rc::default())
-    }
+/// Converts a stream of async-net into a connection, and back.
+macro_rules! conversions {
+    ($stream:ty, $kind:ident, $other_kind:literal) => {
+        impl From<$stream> for Connection {
+            /// Sets `TCP_NODELAY` (TCP) and `SO_OOBINLINE` (urgent data is read in order), as a server does. Sets no
+            /// timeout.
+            ///
+            /// If the system refuses an option, the connection works without it.
+            fn from(stream: $stream) -> Connection {
+                let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::from);
+                sockopt::set_tcp_nodelay(&stream, true).ok();
+                sockopt::set_socket_oobinline(&stream, true).ok();
+                platform::prevent_sigpipe(&stream).ok();
+                Connection::new(Stream::$kind(stream.into()), peer_addr, Rc::default())
+            }
+        }
+
+        /// Gives the socket to code that is written for async-net. The connection's timeouts, its byte counts, its place
+        /// in the server and its part in the drain end.
+        ///
+        /// Fails, and closes the connection, if its socket is of another kind, or if no file descriptor is free: the
+        /// server may still hold the connection's own descriptor, so the socket needs another one.
+        impl TryFrom<Connection> for $stream {
+            type Error = io::Error;
+
+            fn try_from(connection: Connection) -> io::Result<$stream> {
+                let Stream::$kind(stream) = connection.link.stream() else {
+                    return Err(io::Error::other($other_kind));
+                };
+                let stream = <$stream>::try_from(stream.get_ref().try_clone()?)?;
+                connection.link.give_away();
+                Ok(stream)
+            }
+        }
+    };
 }
-
-impl From<async_net::unix::UnixStream> for Connection {
-    /// Sets `SO_OOBINLINE` (urgent data is read in order), as a server does. Sets no timeout.
-    fn from(stream: async_net::unix::UnixStream) -> Connection {
-        let peer_addr = stream.peer_addr().map_or(Address::Unknown, Address::from);
-        rustix::net::sockopt::set_socket_oobinline(&stream, true).ok();
-        platform::prevent_sigpipe(&stream).ok();
-        Connection::new(Stream::Unix(stream.into()), peer_addr, Rc::default())
-    }
-}
-
-/// Gives the socket to code that is written for async-net. The connection's timeouts, its byte counts, its place in the
-/// server and its part in the drain end.
-///
-/// Fails, and closes the connection, if it is not a TCP connection, or if no file descriptor is free: the server may
-/// still hold the connection's own descriptor, so the socket needs another one.
-impl TryFrom<Connection> for async_net::TcpStream {
-    type Error = io::Error;
-
-    fn try_from(connection: Connection) -> io::Result<async_net::TcpStream> {
-        let Stream::Tcp(stream) = connection.link.stream() else {
-            return Err(io::Error::other("this is no TCP connection"));
-        };
-        let stream = async_net::TcpStream::try_from(stream.get_ref().try_clone()?)?;
-        connection.link.give_away();
-        Ok(stream)
-    }
-}
-
-/// Like the conversion to a TCP stream, but for a Unix socket.
-impl TryFrom<Connection> for async_net::unix::UnixStream {
-    type Error = io::Error;
-
-    fn try_from(connection: Connection) -> io::Result<async_net::unix::UnixStream> {
-        let Stream::Unix(stream) = connection.link.stream() else {
-            return Err(io::Error::other("this is no connection of a Unix socket"));
-        };
-        let stream = async_net::unix::UnixStream::try_from(stream.get_ref().try_clone()?)?;
-        connection.link.give_away();
-        Ok(stream)
-    }
-}
+conversions!(async_net::TcpStream, Tcp, "this is no TCP connection");
+conversions!(async_net::unix::UnixStream, Unix, "this is no Unix socket");
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

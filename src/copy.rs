@@ -1,103 +1,137 @@
 //! Copies bytes between two connections in both directions, as a proxy does.
 
+use std::cell::Cell;
 use std::fmt;
+use std::future::Future;
 use std::io;
+use std::mem;
+use std::time::Duration;
 
 use futures_lite::{AsyncWriteExt, future};
 
 use crate::connection::Connection;
-use crate::io_error;
+use crate::io_error::explain;
+use crate::time::sleep;
+
+/// How often a copy looks whether a peer from which it does not read now has reset. No event tells of that.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Copies the input of `first` to `second`, and the input of `second` to `first`, until both have ended. Returns the
 /// number of bytes in each direction.
 ///
 /// When a peer closes its half, the write half of the other connection is closed, and the other direction continues. A
 /// pair that waits has no buffer. A pair that is busy has a buffer of up to 64 KiB for each direction whose receiver is
-/// slow. The idle timeout of both connections counts from the last byte in either direction. The stall timeouts work as
-/// usual.
+/// slow. The idle timeout of a connection counts from the last byte in either direction. It is an error of this
+/// connection, or its server ends the handler. The stall timeouts work as usual.
 ///
 /// If a connection fails, or if the future is dropped before its end, both connections are [reset](Connection::reset).
-/// So no peer takes a part for the whole, and a reset is passed on.
+/// So no peer takes a part for the whole, and a reset is passed on. If the copy does not read from a peer, because it has
+/// closed its half or the other peer takes no data, its reset or idle timeout is noticed up to a second late. While a
+/// write waits for the other peer, a connection is not idle: only the stall timeout limits this wait.
 ///
 /// # Errors
 ///
-/// Errors of the reads and writes, with the side that failed: `cannot read from ADDRESS: …`.
-pub async fn copy_both(first: &Connection, second: &Connection) -> Result<(u64, u64), CopyError> {
-    let mut whole = ResetUnlessWhole {
-        connections: [first, second],
-        is_whole: false,
-    };
-    let (first, second) = ((first, Side::First), (second, Side::Second));
-    let copied = future::try_zip(copy(first, second), copy(second, first)).await?;
-    whole.is_whole = true;
-    Ok(copied)
+/// Errors of the reads and writes, with the side that failed: `cannot read from ADDRESS: …` or `cannot write to …`. A
+/// peer that has closed, and no longer takes what the other one sends, fails (`BrokenPipe` or `ConnectionReset`).
+///
+/// # Panics
+///
+/// The future, outside a running event loop.
+pub fn copy_both<'c>(
+    first: &'c Connection,
+    second: &'c Connection,
+) -> impl Future<Output = Result<(u64, u64), CopyError>> {
+    // Not in the future, which may be dropped before its first poll.
+    let unfinished = Unfinished([first, second]);
+    async move {
+        let first: Side<'_> = (first, CopyError::First);
+        let second: Side<'_> = (second, CopyError::Second);
+        let (there, back, one_has_ended) = (Cell::new(0), Cell::new(0), Cell::new(false));
+        let there_and_back = future::or(
+            copy(&first, &second, &there, &one_has_ended),
+            copy(&second, &first, &back, &one_has_ended),
+        );
+        there_and_back.await?;
+        mem::forget(unfinished);
+        Ok((there.get(), back.get()))
+    }
 }
 
-/// Copies one direction, including its end.
+/// A connection, and what its errors become.
+type Side<'c> = (&'c Connection, fn(io::Error) -> CopyError);
+
+/// Copies one direction, including its end. If the other one has not ended yet, this returns only with an error.
 async fn copy(
-    (from, from_side): (&Connection, Side),
-    (mut to, to_side): (&Connection, Side),
-) -> Result<u64, CopyError> {
-    let mut copied = 0;
+    from: &Side<'_>,
+    to: &Side<'_>,
+    copied: &Cell<u64>,
+    one_has_ended: &Cell<bool>,
+) -> Result<(), CopyError> {
+    let (source, mut sink) = (from.0, to.0);
+    let cannot_read = |error| cannot("read from", from, error);
+    let cannot_write = |error| cannot("write to", to, error);
     loop {
-        let chunk = from.read_chunk().await;
-        let chunk = chunk.map_err(|error| CopyError::new("read from", from, from_side, &error))?;
-        let cannot_write = |error| CopyError::new("write to", to, to_side, &error);
+        let chunk = source.read_chunk().await.map_err(cannot_read)?;
         if chunk.is_empty() {
-            return to.close().await.map_err(cannot_write).map(|()| copied);
+            break;
         }
-        to.write_all(&chunk).await.map_err(cannot_write)?;
-        copied += chunk.len() as u64;
+        let written = async { sink.write_all(&chunk).await.map_err(cannot_write) };
+        // Polled only if the write waits.
+        let reset = async {
+            source.link().set_held_up(true);
+            Err(cannot_read(lost(source).await))
+        };
+        future::or(written, reset).await?;
+        source.link().set_held_up(false);
+        copied.set(copied.get() + chunk.len() as u64);
+    }
+    sink.close().await.map_err(cannot_write)?;
+    if one_has_ended.replace(true) {
+        return Ok(());
+    }
+    Err(cannot_read(lost(source).await))
+}
+
+fn cannot(what: &str, (connection, failed): &Side<'_>, error: io::Error) -> CopyError {
+    let peer = connection.peer_addr();
+    failed(explain(format_args!("cannot {what} {peer}"), error))
+}
+
+/// Ready when a connection from which nobody reads is lost, such as by the peer's reset.
+async fn lost(connection: &Connection) -> io::Error {
+    loop {
+        sleep(LOOK_PAUSE).await;
+        if let Some(error) = connection.link().take_error() {
+            return error;
+        }
     }
 }
 
-/// Resets the connections when it is dropped, unless all data was passed on.
-struct ResetUnlessWhole<'c> {
-    connections: [&'c Connection; 2],
-    is_whole: bool,
-}
+/// Resets its connections when it is dropped.
+struct Unfinished<'c>([&'c Connection; 2]);
 
-impl Drop for ResetUnlessWhole<'_> {
+impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if !self.is_whole {
-            for connection in self.connections {
-                connection.link().reset();
-            }
+        for connection in self.0 {
+            connection.link().reset();
         }
     }
 }
 
-/// The error of [`copy_both`]. Converts into its [`io::Error`].
+/// The error of [`copy_both`], by the connection that failed. Converts into its [`io::Error`], which has the address of
+/// the connection's peer.
 #[derive(Debug)]
-pub struct CopyError {
-    /// The connection that failed.
-    pub side: Side,
-    /// The error, with its kind and the address of the connection's peer.
-    pub error: io::Error,
-}
-
-/// One of the two connections of [`copy_both`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The first argument.
-    First,
-    /// The second argument.
-    Second,
-}
-
-impl CopyError {
-    fn new(action: &str, connection: &Connection, side: Side, error: &io::Error) -> CopyError {
-        let what = format!("cannot {action} {}", connection.peer_addr());
-        CopyError {
-            side,
-            error: io_error::explain(what, error),
-        }
-    }
+pub enum CopyError {
+    /// The first argument of [`copy_both`] failed.
+    First(io::Error),
+    /// The second argument failed.
+    Second(io::Error),
 }
 
 impl fmt::Display for CopyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
+        let (CopyError::First(error) | CopyError::Second(error)) = self;
+        error.fmt(f)
     }
 }
 
@@ -105,6 +139,7 @@ impl std::error::Error for CopyError {}
 
 impl From<CopyError> for io::Error {
     fn from(error: CopyError) -> io::Error {
-        error.error
+        let (CopyError::First(error) | CopyError::Second(error)) = error;
+        error
     }
 }

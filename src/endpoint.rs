@@ -22,7 +22,8 @@ use crate::unblock::unblock;
 /// | `NAME:PORT` | every address of the name | the addresses of the name, in turn |
 /// | `unix:PATH` | a Unix socket | a Unix socket |
 ///
-/// An IPv6 address may have the number of an interface: `[fe80::1%2]:PORT`.
+/// An IPv6 address may have the number of an interface: `[fe80::1%2]:PORT`. An endpoint displays in the same forms,
+/// except that a `PORT` displays as `localhost:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
@@ -50,7 +51,7 @@ impl Endpoint {
             Endpoint::Name(name, port) => {
                 // If no thread can be started, the look-up would never return.
                 event_loop::check_threads().map_err(|error| {
-                    io_error::explain("cannot start a thread to look up the address", &error)
+                    io_error::explain("cannot start a thread to look up the address", error)
                 })?;
                 let host = (name.clone(), *port);
                 unblock(move || host.to_socket_addrs()).await?.collect()

@@ -1,9 +1,9 @@
 //! The event loop: one thread that runs tasks, polls the sockets and fires timers, in turns.
 //!
-//! A turn fires the timers that are due, runs ready tasks for [`TURN`](turn::TURN), and then lets smol's reactor poll the
-//! sockets. It waits there only if no task is ready. The main future is scheduled like a task. By contrast, smol's own
-//! `LocalExecutor::run` polls the sockets after 200 task polls, which take milliseconds if each of them does I/O. smol
-//! also has a helper thread, which polls the sockets while no loop does.
+//! A turn fires the timers that are due, runs ready tasks for [`TURN`](turn::TURN), and then lets smol's reactor poll
+//! the sockets. It waits there only if no task is ready. The main future is scheduled like a task. By contrast, smol's
+//! own `LocalExecutor::run` polls the sockets after 200 task polls, which take milliseconds if each of them does I/O.
+//! smol also has a helper thread, which polls the sockets while no loop does.
 
 mod alarm;
 mod main_future;
@@ -246,7 +246,7 @@ impl EventLoop {
 
     fn with_timers(timers: Timers) -> io::Result<EventLoop> {
         reactor::start()
-            .map_err(|error| io_error::explain("cannot start the event loop", &error))?;
+            .map_err(|error| io_error::explain("cannot start the event loop", error))?;
         let inner = Inner {
             executor: Executor::new(),
             timers: Rc::new(timers),

@@ -1,11 +1,30 @@
 //! System errors with a description of the failed action.
 
-use std::fmt::Display;
+use std::error::Error;
+use std::fmt::{self, Display};
 use std::io;
 
-/// Adds `what` to an error and keeps its kind, for example `cannot listen on [::1]:80: permission denied`.
-pub(crate) fn explain(what: impl Display, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{what}: {}", in_plain_words(error)))
+/// Adds `what` to an error, for example `cannot listen on [::1]:80: permission denied`. Keeps its kind, and the error
+/// itself as the source.
+pub(crate) fn explain(what: impl Display, error: io::Error) -> io::Error {
+    let text = format!("{what}: {}", in_plain_words(&error));
+    io::Error::new(error.kind(), Explained(text, error))
+}
+
+/// The text, and the source.
+#[derive(Debug)]
+struct Explained(String, io::Error);
+
+impl Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Explained {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.1)
+    }
 }
 
 /// The system's words as part of a sentence: without the error number and in lower case.
@@ -29,13 +48,15 @@ mod tests {
     fn an_error_of_the_system_reads_as_part_of_a_sentence() {
         let error = explain(
             "cannot listen on 127.0.0.1:80",
-            &io::Error::from_raw_os_error(13),
+            io::Error::from_raw_os_error(13),
         );
         assert_eq!(
             error.to_string(),
             "cannot listen on 127.0.0.1:80: permission denied"
         );
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let source = error.source().and_then(<dyn Error>::downcast_ref);
+        assert_eq!(source.and_then(io::Error::raw_os_error), Some(13));
         assert_eq!(
             in_plain_words(&io::Error::other("Our own words")),
             "Our own words"

@@ -135,7 +135,7 @@ mod unblock;
 pub use address::Address;
 pub use connection::chunk::Chunk;
 pub use connection::{Closing, Connection};
-pub use copy::{CopyError, Side, copy_both};
+pub use copy::{CopyError, copy_both};
 // Only for the program, the tests and the fuzz targets: not a part of the public API.
 #[doc(hidden)]
 pub use echo::{CHUNK, Framer};

@@ -53,9 +53,9 @@ GET / over HTTP is a page for browsers; GET /metrics is for Prometheus, GET /hea
 /// /tasks.json`, `GET /stats.json`). `GET /health` is for load balancers: 200 when all servers of the loop accept
 /// connections. It is 503, with the reason in a line, when a server drains or is about to
 /// ([`lame_duck`](crate::Server::lame_duck)), when it is full and [rejects](crate::WhenFull::Reject), when a poll has
-/// blocked the loop for 5 s, and when no server is running. Over HTTP the `Host` must be an IP address or `localhost`, so
-/// that no other website can read the monitor through its own name. The task table is turned on: it contains the main
-/// future, and the tasks and servers that are started after this call. The monitor changes nothing. But it has no
+/// blocked the loop for 5 s, and when no server is running. Over HTTP the `Host` must be an IP address or `localhost`,
+/// so that no other website can read the monitor through its own name. The task table is turned on: it contains the
+/// main future, and the tasks and servers that are started after this call. The monitor changes nothing. But it has no
 /// password, so `addr` should be a loopback address.
 ///
 /// # Errors
@@ -83,7 +83,7 @@ pub fn serve(addr: impl Into<SocketAddr>) -> io::Result<Monitor> {
         start_thread(move || shared.accept())?;
         Ok(monitor)
     };
-    start().map_err(|error| io_error::explain(format_args!("cannot monitor on {addr}"), &error))
+    start().map_err(|error| io_error::explain(format_args!("cannot monitor on {addr}"), error))
 }
 
 /// A running monitor. Dropping it closes its port and its connections.

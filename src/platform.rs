@@ -24,28 +24,17 @@ pub(crate) const UNIX_PATH_MAX: usize = 107;
 pub(crate) const UNIX_PATH_MAX: usize = 103;
 
 /// A stream socket that child programs do not inherit.
-pub(crate) fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
-    socket(family, false)
-}
-
-/// Like [`stream_socket`], but nonblocking.
-pub(crate) fn nonblocking_socket(family: AddressFamily) -> io::Result<OwnedFd> {
-    socket(family, true)
-}
-
 #[cfg(not(target_vendor = "apple"))]
-fn socket(family: AddressFamily, nonblocking: bool) -> io::Result<OwnedFd> {
-    let mut flags = net::SocketFlags::CLOEXEC;
-    flags.set(net::SocketFlags::NONBLOCK, nonblocking);
+pub(crate) fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = net::SocketFlags::CLOEXEC;
     Ok(net::socket_with(family, SocketType::STREAM, flags, None)?)
 }
 
 /// If another thread starts a program between the first two calls, this program inherits the socket.
 #[cfg(target_vendor = "apple")]
-fn socket(family: AddressFamily, nonblocking: bool) -> io::Result<OwnedFd> {
+pub(crate) fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     let socket = net::socket(family, SocketType::STREAM, None)?;
     rustix::io::ioctl_fioclex(&socket)?;
-    rustix::io::ioctl_fionbio(&socket, nonblocking)?;
     prevent_sigpipe(&socket)?;
     Ok(socket)
 }

@@ -25,7 +25,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::connection::Connection;
+use crate::connection::{Connection, Timeouts};
 use crate::endpoint::{Endpoint, ToEndpoint};
 use crate::event_loop;
 use crate::io_error;
@@ -58,8 +58,7 @@ pub struct Server {
     queues: Vec<QueueEnd>,
     max_connections: usize,
     when_full: WhenFull,
-    idle_timeout: Option<Duration>,
-    stall_timeout: Option<Duration>,
+    timeouts: Timeouts,
     socket_buffers: Option<usize>,
     on_panic: OnPanic,
     #[cfg(feature = "proxy-protocol")]
@@ -87,7 +86,7 @@ impl Server {
         if let Endpoint::Name(..) = endpoint {
             let addrs = endpoint.resolve().await;
             let unknown =
-                |error| io_error::explain(format_args!("cannot listen on {endpoint}"), &error);
+                |error| io_error::explain(format_args!("cannot listen on {endpoint}"), error);
             endpoint = Endpoint::Ip(addrs.map_err(unknown)?);
         }
         Server::from_listeners(Listener::bind_endpoint(&endpoint)?)
@@ -138,8 +137,7 @@ impl Server {
             #[cfg(feature = "testing")]
             queues: Vec::new(),
             when_full: WhenFull::default(),
-            idle_timeout: None,
-            stall_timeout: None,
+            timeouts: Timeouts::default(),
             socket_buffers: None,
             on_panic: OnPanic::default(),
             #[cfg(feature = "proxy-protocol")]
@@ -191,22 +189,22 @@ impl Server {
     /// starts again at the write. While a write waits for the peer, the connection counts as stalled, not as idle: see
     /// [`stall_timeout`](Server::stall_timeout).
     pub fn idle_timeout(mut self, timeout: Duration) -> Server {
-        self.idle_timeout = Some(timeout);
+        self.timeouts.idle = Some(timeout);
         self
     }
 
     /// Stall timeout: ends a connection whose peer takes none of the sent data for `timeout`. Off by default.
     ///
     /// A waiting write then fails with [`TimedOut`](io::ErrorKind::TimedOut). This may come up to a quarter later: the
-    /// system's send buffer can grow while the write waits, which looks like progress. If no write waits, because all data fits
-    /// into the kernel's buffers, the kernel ends a TCP connection after three times the timeout (`TCP_USER_TIMEOUT`),
-    /// and the next read or write fails with the same error.
+    /// system's send buffer can grow while the write waits, which looks like progress. If no write waits, because all
+    /// data fits into the kernel's buffers, the kernel ends a TCP connection after three times the timeout
+    /// (`TCP_USER_TIMEOUT`), and the next read or write fails with the same error.
     ///
     /// The server sees the progress of a slow reader only when the reader's window opens, in steps that grow with its
-    /// receive buffer. Measured on loopback with the system's own buffers: a peer that read 300 kB in seven tenths of
-    /// the timeout was served, and a peer that read 200 kB was cut off.
+    /// receive buffer. Measured on loopback with the system's own buffers: a peer that read 800 kB each time seven
+    /// tenths of the timeout had passed was served, and a peer that read 200 kB each time was cut off.
     pub fn stall_timeout(mut self, timeout: Duration) -> Server {
-        self.stall_timeout = Some(timeout);
+        self.timeouts.stall = Some(timeout);
         self
     }
 
@@ -217,14 +215,15 @@ impl Server {
         self
     }
 
-    /// Takes from each connection a header of the [PROXY protocol](https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt),
-    /// version 1 or 2, before its handler starts. The TCP address in the header becomes the
+    /// Takes from each connection a header of the [PROXY
+    /// protocol](https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt), version 1 or 2, before its handler
+    /// starts. The TCP address in the header becomes the
     /// [`peer_addr`](Connection::peer_addr), also in the events and the task table. If the header has none (`LOCAL`,
     /// `UNKNOWN`, a Unix socket's), the address is the socket's. The handler reads only the bytes behind the header.
     ///
     /// If the header is missing, wrong, or not complete after `header_timeout`, the connection is closed and counts as
-    /// rejected. The protocol's specification advises 3 s or more, because TCP then has time to send a lost packet again.
-    /// A connection that waits for its header counts as open.
+    /// rejected. The protocol's specification advises 3 s or more, because TCP then has time to send a lost packet
+    /// again. A connection that waits for its header counts as open.
     ///
     /// Everybody who reaches the listener can claim any address. So only the load balancer should reach it.
     #[cfg(feature = "proxy-protocol")]
@@ -247,8 +246,8 @@ impl Server {
     /// How long the server still accepts connections after the [shutdown](Server::shutdown_on), before it closes the
     /// listeners and drains. By default it closes them at once.
     ///
-    /// During this time the [monitor](crate::monitor) answers `/health` with 503. A load balancer that asks more often than
-    /// that sends no client to a closed port.
+    /// During this time the [monitor](crate::monitor) answers `/health` with 503. A load balancer that asks more often
+    /// than that sends no client to a closed port.
     pub fn lame_duck(mut self, duration: Duration) -> Server {
         self.lame_duck = duration;
         self
@@ -266,7 +265,8 @@ impl Server {
         self
     }
 
-    /// Calls `observer` for each [`Event`], on the loop's thread. `observer` should not block.
+    /// Calls `observer` for each [`Event`], on the loop's thread. `observer` should not block. It replaces an earlier
+    /// one.
     pub fn observe(mut self, observer: impl FnMut(&Event<'_>) + 'static) -> Server {
         self.observer = Some(Box::new(observer));
         self
@@ -296,10 +296,10 @@ impl Server {
     ///
     /// Outside a running event loop.
     pub fn incoming(self) -> io::Result<Incoming> {
-        let watch = |error| io_error::explain("cannot watch the listeners", &error);
+        let watch = |error| io_error::explain("cannot watch the listeners", error);
         let options = ConnectionOptions {
             buffer_size: self.socket_buffers,
-            stall_timeout: self.stall_timeout,
+            stall_timeout: self.timeouts.stall,
         };
         #[cfg_attr(not(feature = "testing"), expect(unused_mut))]
         let mut listeners = Listeners::new(self.listeners, options).map_err(watch)?;
@@ -320,8 +320,7 @@ impl Server {
         let limits = Limits {
             max_connections: self.max_connections,
             when_full: self.when_full,
-            idle_timeout: self.idle_timeout,
-            stall_timeout: self.stall_timeout,
+            timeouts: self.timeouts,
             #[cfg(feature = "proxy-protocol")]
             header_timeout: self.header_timeout,
             shutdown: self.shutdown,

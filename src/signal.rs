@@ -70,8 +70,8 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()>> {
 
 /// Whether the process ignores a signal. `false` if the system does not say (only Linux does).
 ///
-/// A program may have been started to ignore a signal: SIGHUP by `nohup`, or SIGINT as a background job of a script. Then
-/// it should not handle this signal: call this before [`signals`]. [`shutdown`] does so for SIGINT.
+/// A program may have been started to ignore a signal: SIGHUP by `nohup`, or SIGINT as a background job of a script.
+/// Then it should not handle this signal: call this before [`signals`]. [`shutdown`] does so for SIGINT.
 pub fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut lines = status.lines();
@@ -97,7 +97,7 @@ pub fn signals(signals: impl IntoIterator<Item = Signal>) -> io::Result<Signals>
 }
 
 fn cannot_handle(error: io::Error) -> io::Error {
-    io_error::explain("cannot handle signals", &error)
+    io_error::explain("cannot handle signals", error)
 }
 
 /// The stream of [`signals`].

@@ -1,7 +1,8 @@
 //! For tests of handlers and servers, without ports and without waiting: in-memory connections that fail as real ones
 //! do, drawn from a seed. With the feature `testing`.
 //!
-//! They behave as Linux's sockets: a [`Wire`] says of which kind, with buffers of which sizes, how far apart and how fast.
+//! They behave as Linux's sockets: a [`Wire`] says of which kind, with buffers of which sizes, how far apart and how
+//! fast.
 //!
 //! Together with [`EventLoop::with_test_clock`](crate::EventLoop::with_test_clock), a test of an hour's timeout takes
 //! no time:
@@ -53,10 +54,7 @@ pub fn pipe(faults: Faults) -> (Connection, Connection) {
 /// Like [`pipe`], over another wire.
 pub fn pipe_over(wire: Wire, faults: Faults) -> (Connection, Connection) {
     let (end, peer) = Pipe::pair(wire, faults);
-    (
-        Connection::in_memory(end, Rc::default()),
-        Connection::in_memory(peer, Rc::default()),
-    )
+    (Connection::in_memory(end), Connection::in_memory(peer))
 }
 
 /// A server in memory, and what connects to it.
@@ -74,12 +72,12 @@ pub fn server_on<const N: usize>() -> (Server, [Connector; N]) {
     (Server::from_queues(ends.collect()), connectors)
 }
 
-/// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now on:
-/// so a tool that connects can be tested as a whole. The connecting ends have `faults`. A connect takes no time.
+/// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now
+/// on. So a whole tool can be tested. The connecting ends have `faults`. A connect waits only while the queue is full.
 ///
-/// The name is an [`Endpoint`](crate::Endpoint), and a connect finds the server if it names the same one. Connects to other names leave the
-/// memory. A later server may have the same name. When the server is gone, connections are refused: so drop one at once to
-/// test that nothing listens.
+/// The name is an [`Endpoint`](crate::Endpoint), and a connect finds the server if its endpoint is equal: `"80"` is
+/// another one than `":80"` and `"localhost:80"`. Connects to other endpoints leave the memory. A later server may have
+/// the same name. When the server is gone, connections are refused: so drop one at once to test that nothing listens.
 ///
 /// # Panics
 ///
@@ -96,7 +94,7 @@ pub fn server_at_over(name: &str, wire: Wire, faults: Faults) -> Server {
         let queue = queue.upgrade().ok_or(io::ErrorKind::ConnectionRefused)?;
         let (end, peer) = Pipe::pair(wire.clone(), faults.clone());
         queue.push(peer)?;
-        Ok(Connection::in_memory(end, Rc::default()))
+        Ok(Connection::in_memory(end))
     };
     let endpoint = name.parse().unwrap_or_else(|error| panic!("{error}"));
     connect::set_in_memory(endpoint, Rc::new(connect));
@@ -146,11 +144,11 @@ impl Connector {
         let (mut end, peer) = Pipe::pair(wire, faults);
         end.set_peer_addr(from);
         self.queue.push(end)?;
-        Ok(Connection::in_memory(peer, Rc::default()))
+        Ok(Connection::in_memory(peer))
     }
 
-    /// Lets the server's next `count` accepts fail with the system's error of the number `errno`, after those that are to
-    /// fail already: 24 (`EMFILE`), 103 (`ECONNABORTED`). Connections stay in the queue.
+    /// Lets the server's next `count` accepts fail with the system's error of the number `errno`, after those that are
+    /// to fail already: 24 (`EMFILE`), 103 (`ECONNABORTED`). Connections stay in the queue.
     pub fn fail_accepts(&self, errno: i32, count: u64) {
         let error = Errno::from_raw_os_error(errno);
         self.queue.fail_accepts(error, count);
@@ -174,8 +172,8 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// Lets the test clock go on by `duration` at once, as when a task computes for so long, or the process is stopped. Timers
-/// that are due by then fire in the loop's next turn, in the order of their deadlines.
+/// Lets the test clock go on by `duration` at once, as when a task computes for so long, or the process is stopped.
+/// Timers that are due by then fire in the loop's next turn, in the order of their deadlines.
 ///
 /// Does nothing in a loop whose clock is the system's.
 ///
@@ -186,7 +184,8 @@ pub fn advance(duration: Duration) {
     Timers::current_for("testing::advance").advance(duration);
 }
 
-/// How many tasks the running loop has. The main future is one, and a task that was cancelled is one until its next turn.
+/// How many tasks the running loop has. The main future is one, and a task that was cancelled is one until its next
+/// turn.
 ///
 /// With this and [`timers`] a test can tell whether a handler leaves something behind.
 pub fn tasks() -> usize {
@@ -202,7 +201,8 @@ pub fn timers() -> usize {
     Timers::current_for("testing::timers").waiting()
 }
 
-/// A listener and its connections without a server: the system calls alone, for the test that compares them with Linux's.
+/// A listener and its connections without a server: the system calls alone, for the test that compares them with
+/// Linux's.
 #[doc(hidden)]
 pub struct RawListener {
     queue: Rc<Queue>,

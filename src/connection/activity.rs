@@ -83,7 +83,7 @@ impl<B: Fn() -> bool> Silence<'_, B> {
         self.activity.deadline(self.terms, self.limit)
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         if (self.is_blocked)() {
             self.activity.happened();
         }

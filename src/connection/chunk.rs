@@ -6,7 +6,9 @@ use std::future::poll_fn;
 use std::io;
 use std::mem;
 use std::ops::Deref;
-use std::task::{Context, Poll};
+use std::task::Poll;
+
+use futures_lite::ready;
 
 use super::Connection;
 
@@ -27,17 +29,6 @@ thread_local! {
 pub struct Chunk {
     buffer: Vec<u8>,
     length: usize,
-}
-
-impl Chunk {
-    /// An empty chunk with a buffer.
-    fn lend() -> Chunk {
-        let spare = SPARE.with_borrow_mut(Vec::pop);
-        Chunk {
-            buffer: spare.unwrap_or_else(|| vec![0; CHUNK_MAX]),
-            length: 0,
-        }
-    }
 }
 
 impl Connection {
@@ -66,16 +57,14 @@ impl Connection {
     ///
     /// Those of a read.
     pub async fn read_chunk(&self) -> io::Result<Chunk> {
-        poll_fn(|cx| self.poll_chunk(cx)).await
-    }
-
-    fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<io::Result<Chunk>> {
-        let mut chunk = Chunk::lend();
-        let received = self.link.poll_read(cx, &mut chunk.buffer);
-        received.map_ok(|length| {
-            chunk.length = length;
-            chunk
+        poll_fn(|cx| {
+            let spare = SPARE.with_borrow_mut(Vec::pop);
+            let buffer = spare.unwrap_or_else(|| vec![0; CHUNK_MAX]);
+            let mut chunk = Chunk { buffer, length: 0 };
+            chunk.length = ready!(self.link.poll_read(cx, &mut chunk.buffer))?;
+            Poll::Ready(Ok(chunk))
         })
+        .await
     }
 }
 

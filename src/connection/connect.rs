@@ -10,7 +10,8 @@ use std::time::Duration;
 #[cfg(feature = "testing")]
 use std::{cell::RefCell, collections::HashMap};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::net::addr::SocketAddrArg;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, sockopt};
 use smol::Async;
 
@@ -18,20 +19,20 @@ use crate::address::Address;
 use crate::endpoint::{Endpoint, ToEndpoint};
 use crate::io_error;
 use crate::platform;
-use crate::time::{self, TimedOut, timeout};
+use crate::time::{self, sleep, timeout};
 
 use super::Connection;
-use super::stream::{Stream, is_writable};
+use super::stream::{Stream, output_state};
 
-/// Time until the next try if the queue of a Unix socket is full.
+/// Time until the next try if the server's queue is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
 impl Connection {
     /// Connects to an address in the forms of [`Server::bind`](crate::Server::bind): `"127.0.0.1:80"`, `"host:80"`,
     /// `"80"` (this machine), `"unix:/run/some.sock"` or any other [`Endpoint`].
     ///
-    /// The addresses of a name are tried in turn. Each try lasts until the system gives up (about two minutes). For a
-    /// shorter limit, use [`connect_timeout`](Connection::connect_timeout).
+    /// The addresses of a name are tried in turn. Each try lasts until the system gives up: about two minutes, and with
+    /// a Unix socket never. For a limit, use [`connect_timeout`](Connection::connect_timeout).
     ///
     /// Like a server for accepted connections, this sets `TCP_NODELAY` and `SO_OOBINLINE` (urgent data is read in
     /// order). The connection has no timeout: see [`set_idle_timeout`](Connection::set_idle_timeout) and
@@ -41,13 +42,14 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// `cannot connect to ADDRESS: …`, with the error kind of the last address, such as `ConnectionRefused`. Also if
-    /// the address has none of the forms, or if the name is unknown.
+    /// `cannot connect to ADDRESS: …`, with the error kind of the last address, such as `ConnectionRefused`. The
+    /// system's error is its `source`. Also if the address has none of the forms, or if the name is unknown.
+    ///
+    /// # Panics
+    ///
+    /// Outside a running event loop.
     pub async fn connect(to: impl ToEndpoint) -> io::Result<Connection> {
-        let endpoint = to.to_endpoint()?;
-        connect_to(&endpoint, None)
-            .await
-            .map_err(|error| cannot_connect(&endpoint, &error))
+        Connection::connect_timeout(to, time::NEVER).await
     }
 
     /// Like [`connect`](Connection::connect), but with a limit of `limit` for the look-up of a name and all addresses.
@@ -62,56 +64,40 @@ impl Connection {
     /// Outside a running event loop.
     pub async fn connect_timeout(to: impl ToEndpoint, limit: Duration) -> io::Result<Connection> {
         let endpoint = to.to_endpoint()?;
-        let connected = timeout(limit, connect_to(&endpoint, Some(limit))).await;
-        let connected = connected.unwrap_or_else(|timed_out| Err(timed_out.into()));
-        connected.map_err(|error| cannot_connect(&endpoint, &error))
+        connect_to(&endpoint, limit)
+            .await
+            .map_err(|error| io_error::explain(format_args!("cannot connect to {endpoint}"), error))
     }
 }
 
-fn cannot_connect(endpoint: &Endpoint, error: &io::Error) -> io::Error {
-    io_error::explain(format_args!("cannot connect to {endpoint}"), error)
-}
-
-async fn connect_to(endpoint: &Endpoint, limit: Option<Duration>) -> io::Result<Connection> {
+async fn connect_to(endpoint: &Endpoint, limit: Duration) -> io::Result<Connection> {
     #[cfg(feature = "testing")]
-    if let Some(connect) = in_memory(endpoint) {
-        return connect();
+    if let Some(connect) = IN_MEMORY.with_borrow(|servers| servers.get(endpoint).cloned()) {
+        return timeout(limit, while_full(|| connect())).await?;
     }
     if let Endpoint::Unix(path) = endpoint {
-        let addr = Address::Unix(Some(path.clone()));
-        return Ok(Connection::new(
-            connect_unix(path).await?,
-            addr,
-            Rc::default(),
-        ));
+        let stream = timeout(limit, connect_unix(path)).await??;
+        let peer_addr = Address::Unix(Some(path.clone()));
+        return Ok(Connection::new(stream, peer_addr, Rc::default()));
     }
-    let deadline = limit.map(|limit| time::later(time::now(), limit));
-    let addrs = endpoint.resolve().await?;
+    let deadline = time::later(time::now(), limit);
+    let addrs = timeout(limit, endpoint.resolve()).await??;
     let mut failed = io::Error::new(io::ErrorKind::InvalidInput, "there is no address");
     for (index, &addr) in addrs.iter().enumerate() {
-        let tried = match deadline {
-            None => connect_tcp(addr).await,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(time::now());
-                let share = left / (addrs.len() - index) as u32;
-                let tried = timeout(share, connect_tcp(addr)).await;
-                tried.unwrap_or_else(|TimedOut| Err(TimedOut.into()))
-            }
-        };
-        match tried {
-            Ok(stream) => return Ok(Connection::new(stream, addr.into(), Rc::default())),
-            Err(error) => failed = error,
+        let left = deadline.saturating_duration_since(time::now());
+        let share = left / (addrs.len() - index) as u32;
+        match timeout(share, connect_tcp(addr)).await {
+            Ok(Ok(stream)) => return Ok(Connection::new(stream, addr.into(), Rc::default())),
+            Ok(Err(error)) => failed = error,
+            Err(timed_out) => failed = timed_out.into(),
         }
     }
     Err(failed)
 }
 
 async fn connect_tcp(addr: SocketAddr) -> io::Result<Stream> {
-    let family = match addr {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let socket = platform::nonblocking_socket(family)?;
+    let socket = platform::stream_socket(addr.as_any().address_family())?;
+    ioctl_fionbio(&socket, true)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_oobinline(&socket, true)?;
     match net::connect(&socket, &addr) {
@@ -120,7 +106,7 @@ async fn connect_tcp(addr: SocketAddr) -> io::Result<Stream> {
     }
     let stream = Async::new_nonblocking(TcpStream::from(socket))?;
     // On the same machine the connection is already established, and there is no need to wait.
-    if !is_writable(&stream) {
+    if output_state(&stream).is_empty() {
         stream.writable().await?;
     }
     match stream.get_ref().take_error()? {
@@ -130,18 +116,24 @@ async fn connect_tcp(addr: SocketAddr) -> io::Result<Stream> {
 }
 
 async fn connect_unix(path: &Path) -> io::Result<Stream> {
-    let socket = platform::nonblocking_socket(AddressFamily::UNIX)?;
+    let socket = platform::stream_socket(AddressFamily::UNIX)?;
+    ioctl_fionbio(&socket, true)?;
     sockopt::set_socket_oobinline(&socket, true).ok();
     let addr = SocketAddrUnix::new(path)?;
-    // A Unix socket either connects at once, or the server's queue is full. No event reports room in the queue.
-    while let Err(error) = net::connect(&socket, &addr) {
-        match error {
-            Errno::AGAIN => smol::Timer::after(QUEUE_PAUSE).await,
-            error => return Err(error.into()),
-        };
-    }
+    // A Unix socket either connects at once, or the server's queue is full.
+    while_full(|| Ok(net::connect(&socket, &addr)?)).await?;
     let stream = Async::new_nonblocking(UnixStream::from(socket))?;
     Ok(Stream::Unix(Arc::new(stream)))
+}
+
+/// Tries again while the server's queue is full. No event reports room in it.
+async fn while_full<T>(mut connect: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match connect() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(QUEUE_PAUSE).await,
+            connected => return connected,
+        }
+    }
 }
 
 /// Connects to a server in memory.
@@ -157,11 +149,5 @@ thread_local! {
 /// From now on, connections to `endpoint` on this thread go to a server in memory.
 #[cfg(feature = "testing")]
 pub(crate) fn set_in_memory(endpoint: Endpoint, connect: Connect) {
-    let before = IN_MEMORY.with_borrow_mut(|servers| servers.insert(endpoint, connect));
-    drop(before);
-}
-
-#[cfg(feature = "testing")]
-fn in_memory(endpoint: &Endpoint) -> Option<Connect> {
-    IN_MEMORY.with_borrow(|servers| servers.get(endpoint).cloned())
+    drop(IN_MEMORY.with_borrow_mut(|servers| servers.insert(endpoint, connect)));
 }

@@ -219,7 +219,8 @@ impl Ends {
         let end = &self.ends[me];
         let mut events = PollFlags::empty();
         events.set(PollFlags::ERR, end.error.is_some());
-        events.set(PollFlags::HUP, self.is_hung_up(me));
+        let is_hung_up = end.is_closed || (end.shut_read && end.shut_write);
+        events.set(PollFlags::HUP, is_hung_up);
         events.set(crate::platform::RDHUP, end.shut_read);
         let has_input = self.flows[1 - me].arrived() > 0;
         events.set(PollFlags::IN, has_input || end.shut_read);
@@ -228,20 +229,17 @@ impl Ends {
         events
     }
 
-    fn is_hung_up(&self, me: usize) -> bool {
-        let end = &self.ends[me];
-        end.is_closed || (end.shut_read && end.shut_write)
-    }
-
     /// After [`Ends::prepare_end`]: whether the peer's system has nearly all. None if it does not yet.
     pub(super) fn taken(&mut self, me: usize) -> Option<io::Result<()>> {
         if self.is_unix {
             return Some(Ok(()));
         }
-        match self.ends[me].error.take() {
-            Some(error) => Some(Err(error.into())),
-            None => self.is_ready(me, WRITING).then_some(Ok(())),
-        }
+        let broken = self.take_error(me).map(Err);
+        broken.or_else(|| self.is_ready(me, WRITING).then_some(Ok(())))
+    }
+
+    pub(super) fn take_error(&mut self, me: usize) -> Option<io::Error> {
+        self.ends[me].error.take().map(io::Error::from)
     }
 
     pub(super) fn is_unix(&self) -> bool {

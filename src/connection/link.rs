@@ -14,10 +14,10 @@ use crate::report::Traffic;
 
 use super::activity::{Activity, Silence};
 use super::direction::{Direction, Next};
-use super::rare::{OwnTimeouts, Rarely};
+use super::rare::Rarely;
 use super::state::State;
 use super::stream::Stream;
-use super::terms::{Closing, Quiet, Terms, WaitingKey};
+use super::terms::{Quiet, Terms, Timeouts, WaitingKey};
 
 /// Number of bytes that a connection reads in a row before other tasks run. A higher value makes streaming faster, but
 /// increases the tail latency of other connections.
@@ -41,20 +41,21 @@ pub(crate) struct Link {
     /// The connection counts towards its server's limit.
     has_place: Cell<bool>,
     /// The handler's side has dropped the connection.
-    released: Cell<bool>,
+    pub(super) released: Cell<bool>,
     /// The write half is closed.
     half_closed: Cell<bool>,
     /// The end of the connection was reported.
     end_is_told: Cell<bool>,
+    pub(super) is_held_up: Cell<bool>,
     /// The quiet time after which a drain ends its input, and the key of its waker for the drain.
-    quiet: Cell<Option<Quiet>>,
+    pub(super) quiet: Cell<Option<Quiet>>,
     drain_key: Cell<Option<WaitingKey>>,
     pub(super) rare: Rarely,
     terms: Rc<Terms>,
 }
 
 /// The reason why a waiting read ends.
-enum Over {
+pub(super) enum Over {
     Idle,
     Quiet,
 }
@@ -79,6 +80,7 @@ impl Link {
             released: Cell::new(false),
             half_closed: Cell::new(false),
             end_is_told: Cell::new(false),
+            is_held_up: Cell::new(false),
             quiet: Cell::new(None),
             drain_key: Cell::new(None),
             rare: Rarely::default(),
@@ -112,10 +114,6 @@ impl Link {
 
     pub(crate) fn stream(&self) -> &Stream {
         &self.stream
-    }
-
-    pub(super) fn end_when_quiet(&self, quiet: Duration) {
-        self.quiet.set(Some(Quiet::new(quiet)));
     }
 
     pub(super) fn poll_read(
@@ -258,18 +256,19 @@ impl Link {
         )
     }
 
-    pub(super) fn set_own_timeouts(&self, set: impl FnOnce(&mut OwnTimeouts)) {
+    /// Its own timeouts, or those of its server.
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.rare.timeouts().unwrap_or(self.terms.timeouts)
+    }
+
+    pub(super) fn set_timeouts(&self, set: impl FnOnce(&mut Timeouts)) {
         self.activity.happened();
-        self.rare.set_own(set);
+        self.rare.set_timeouts(self.terms.timeouts, set);
     }
 
-    pub(crate) fn stall_timeout(&self) -> Option<Duration> {
-        self.rare.stall_timeout(&self.terms)
-    }
-
-    fn broken(&self, error: io::Error) -> io::Error {
+    pub(super) fn broken(&self, error: io::Error) -> io::Error {
         // The kernel's own timeout for a peer that does not read (TCP_USER_TIMEOUT).
-        if error.kind() == io::ErrorKind::TimedOut && self.stall_timeout().is_some() {
+        if error.kind() == io::ErrorKind::TimedOut && self.timeouts().stall.is_some() {
             return self.stalled();
         }
         self.state.set(State::Broken);
@@ -282,7 +281,7 @@ impl Link {
     }
 
     /// Ends a read that has waited too long.
-    fn end_silence(&self, over: Over) -> io::Result<usize> {
+    pub(super) fn end_silence(&self, over: Over) -> io::Result<usize> {
         match over {
             Over::Quiet => {
                 self.state.set(State::Drained);
@@ -304,7 +303,7 @@ impl Link {
             // Now the server reads, with its own time limit.
             return Poll::Pending;
         }
-        let idle_timeout = self.rare.idle_timeout(&self.terms);
+        let idle_timeout = self.timeouts().idle;
         if let Some(quiet) = self.quiet.get().map(Quiet::duration) {
             let mut key = self.drain_key.get();
             let closing = self.terms.poll_closing(&mut key, cx);
@@ -326,7 +325,7 @@ impl Link {
             .with(|rare| rare.timers.poll_silence(&silence, cx))
     }
 
-    fn silence(&self, limit: Duration) -> Silence<'_, impl Fn() -> bool> {
+    pub(super) fn silence(&self, limit: Duration) -> Silence<'_, impl Fn() -> bool> {
         Silence {
             activity: &self.activity,
             terms: &self.terms,
@@ -335,19 +334,20 @@ impl Link {
         }
     }
 
-    /// Whether a write waits for the peer, or waited until now: the waiting task has not run since.
+    /// Whether a write waits for the peer, or waited until now: the waiting task has not run since. Or whether a copy
+    /// waits for the other connection.
     fn is_blocked(&self) -> bool {
-        let is_blocked = self.writing.waits();
-        if is_blocked && self.stream.is_writable() {
+        let waits = self.writing.waits();
+        if waits && self.stream.is_writable() {
             self.writing.set(Next::Try);
         }
-        is_blocked
+        waits || self.is_held_up.get()
     }
 
     /// Ready when the connection is idle and no task reads or writes it: its handler waits for something else and does
     /// not notice the timeout. The server then drops the handler.
     pub(crate) fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.rare.idle_timeout(&self.terms) {
+        match self.timeouts().idle {
             // The activity of a stream that was given away is not visible here.
             Some(limit) if self.state.get() != State::Given => {
                 let silence = self.silence(limit);
@@ -360,7 +360,7 @@ impl Link {
 
     /// Ready when a waiting write has to try again. Returns whether this is its last try before it counts as stalled.
     fn poll_stall(&self, cx: &mut Context<'_>) -> Poll<bool> {
-        match self.stall_timeout() {
+        match self.timeouts().stall {
             Some(timeout) => self.rare.with(|rare| rare.timers.poll_stall(timeout, cx)),
             None => Poll::Pending,
         }
@@ -375,20 +375,11 @@ impl Link {
         self.released.get()
     }
 
-    pub(crate) fn closing(&self) -> Closing {
-        self.terms.clone().closing()
-    }
-
     /// Stops counting the connection towards its server's limit.
     pub(crate) fn give_place(&self) {
         if self.has_place.take() {
             self.terms.give_place();
         }
-    }
-
-    /// The handler's side takes the connection.
-    pub(super) fn hold(&self) {
-        self.released.set(false);
     }
 
     /// The handler's side drops the connection.

@@ -233,6 +233,10 @@ impl Pipe {
         self.with(|ends| ends.events(self.me))
     }
 
+    pub(crate) fn take_error(&self) -> Option<io::Error> {
+        self.with(|ends| ends.take_error(self.me))
+    }
+
     pub(crate) fn is_writable(&self) -> bool {
         self.with(|ends| ends.is_ready(self.me, WRITING))
     }

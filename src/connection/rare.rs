@@ -5,11 +5,10 @@ use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
 
 use super::activity::Timers;
 use super::direction::Waiters;
-use super::terms::Terms;
+use super::terms::Timeouts;
 
 /// State that only few connections need.
 #[derive(Default)]
@@ -19,18 +18,11 @@ pub(super) struct Rare {
     pub(super) owner: Option<Waker>,
     pub(super) readers: Option<Arc<Waiters>>,
     pub(super) writers: Option<Arc<Waiters>>,
-    /// Timeouts that replace those of the server. Boxed, because connections that wait with a timeout need the other
-    /// fields, but rarely this one.
-    own: Option<Box<OwnTimeouts>>,
+    /// The connection's own timeouts, in place of its server's. Boxed, because connections that wait with a timeout
+    /// need the other fields, but rarely this one.
+    timeouts: Option<Box<Timeouts>>,
     /// The faults of the connection.
     pub(super) faults: Option<Rc<String>>,
-}
-
-/// The connection's own timeouts: for each, a duration, or that it is off.
-#[derive(Default)]
-pub(super) struct OwnTimeouts {
-    pub(super) idle: Option<Option<Duration>>,
-    pub(super) stall: Option<Option<Duration>>,
 }
 
 /// Creates the rare state when it is first needed.
@@ -54,25 +46,18 @@ impl Rarely {
         Some(result)
     }
 
-    /// Sets the connection's own timeouts. Tasks that wait with a timer check it again.
-    pub(super) fn set_own(&self, set: impl FnOnce(&mut OwnTimeouts)) {
+    /// Changes the timeouts of the connection. Tasks that wait with a timer check it again.
+    pub(super) fn set_timeouts(&self, before: Timeouts, set: impl FnOnce(&mut Timeouts)) {
         let timers = self.with(|rare| {
-            set(rare.own.get_or_insert_default());
+            set(rare.timeouts.get_or_insert_with(|| Box::new(before)));
             mem::take(&mut rare.timers)
         });
         timers.wake();
     }
 
-    fn own<T>(&self, get: impl FnOnce(&OwnTimeouts) -> Option<T>) -> Option<T> {
-        self.if_there(|rare| get(rare.own.as_deref()?)).flatten()
-    }
-
-    pub(super) fn idle_timeout(&self, terms: &Terms) -> Option<Duration> {
-        self.own(|own| own.idle).unwrap_or(terms.idle_timeout)
-    }
-
-    pub(super) fn stall_timeout(&self, terms: &Terms) -> Option<Duration> {
-        self.own(|own| own.stall).unwrap_or(terms.stall_timeout)
+    /// The connection's own timeouts, if it has any.
+    pub(super) fn timeouts(&self) -> Option<Timeouts> {
+        self.if_there(|rare| rare.timeouts.as_deref().copied())?
     }
 
     /// The shared waker of the tasks that wait for a direction, from the second task on.

@@ -27,23 +27,13 @@ pub(crate) enum Stream {
     Pipe(Pipe),
 }
 
-fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
-    let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::empty())?;
+fn receive(socket: impl AsFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+    let (received, _) = rustix::net::recv(socket, buffer, flags)?;
     Ok(received)
 }
 
-#[cfg(feature = "proxy-protocol")]
-fn peek(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
-    let (received, _) = rustix::net::recv(socket, buffer, RecvFlags::PEEK)?;
-    Ok(received)
-}
-
-pub(super) fn is_writable(socket: &impl AsFd) -> bool {
-    !output_state(socket).is_empty()
-}
-
-/// Asks the kernel whether the socket has room for output, or is broken.
-fn output_state(socket: &impl AsFd) -> PollFlags {
+/// Asks the kernel whether the socket has room for output, or is broken. Empty if neither holds.
+pub(super) fn output_state(socket: &impl AsFd) -> PollFlags {
     let mut polled = [PollFd::new(socket, PollFlags::OUT)];
     let at_once = Timespec::default();
     match rustix::event::poll(&mut polled, Some(&at_once)) {
@@ -59,114 +49,79 @@ pub(crate) fn user_timeout(timeout: Duration) -> Duration {
     timeout.saturating_mul(3)
 }
 
-/// Makes the kernel close a connection whose peer takes no data for three times `timeout`.
-pub(crate) fn set_user_timeout(socket: impl AsFd, timeout: Duration) -> io::Result<()> {
-    platform::set_user_timeout(socket, Some(user_timeout(timeout)))
+/// What a stream does: the first expression for a socket of either kind, the second for a pipe.
+macro_rules! each {
+    ($stream:expr, $socket:ident => $of_socket:expr, $pipe:ident => $of_pipe:expr) => {
+        match $stream {
+            Stream::Tcp($socket) => $of_socket,
+            Stream::Unix($socket) => $of_socket,
+            #[cfg(feature = "testing")]
+            Stream::Pipe($pipe) => $of_pipe,
+        }
+    };
 }
 
 impl Stream {
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => receive(&**stream, buffer),
-            Stream::Unix(stream) => receive(&**stream, buffer),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.read(buffer),
-        }
+        each!(self, socket => receive(&**socket, buffer, RecvFlags::empty()), pipe => pipe.read(buffer))
     }
 
     /// Reads, and leaves what it reads to be read once more.
     #[cfg(feature = "proxy-protocol")]
     pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => peek(&**stream, buffer),
-            Stream::Unix(stream) => peek(&**stream, buffer),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.peek(buffer),
-        }
+        each!(self, socket => receive(&**socket, buffer, RecvFlags::PEEK), pipe => pipe.peek(buffer))
     }
 
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => send(&**stream, bytes),
-            Stream::Unix(stream) => send(&**stream, bytes),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.write(bytes),
-        }
+        each!(self, socket => send(&**socket, bytes), pipe => pipe.write(bytes))
     }
 
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_readable(cx),
-            Stream::Unix(stream) => stream.poll_readable(cx),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.poll_readable(cx),
-        }
+        each!(self, socket => socket.poll_readable(cx), pipe => pipe.poll_readable(cx))
     }
 
     pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_writable(cx),
-            Stream::Unix(stream) => stream.poll_writable(cx),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.poll_writable(cx),
-        }
+        each!(self, socket => socket.poll_writable(cx), pipe => pipe.poll_writable(cx))
     }
 
     pub(super) fn is_writable(&self) -> bool {
-        match self {
-            Stream::Tcp(stream) => is_writable(stream),
-            Stream::Unix(stream) => is_writable(stream),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.is_writable(),
-        }
+        each!(self, socket => !output_state(socket).is_empty(), pipe => pipe.is_writable())
     }
 
     pub(super) fn shutdown_write(&self) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => stream.get_ref().shutdown(Shutdown::Write),
-            Stream::Unix(stream) => stream.get_ref().shutdown(Shutdown::Write),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(pipe) => pipe.shutdown_write(),
-        }
+        each!(self, socket => socket.get_ref().shutdown(Shutdown::Write), pipe => pipe.shutdown_write())
     }
 
-    /// See [`set_user_timeout`]. `None` restores the system's own time.
-    pub(super) fn set_user_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match (self, timeout) {
-            (Stream::Tcp(stream), Some(timeout)) => set_user_timeout(stream, timeout),
-            (Stream::Tcp(stream), None) => platform::set_user_timeout(stream, None),
-            #[cfg(feature = "testing")]
-            (Stream::Pipe(pipe), timeout) => {
-                pipe.set_options(None, timeout.map(user_timeout));
-                Ok(())
-            }
-            (Stream::Unix(_), _) => Ok(()),
-        }
+    /// The error that has broken the connection, if no read or write has returned it yet.
+    pub(super) fn take_error(&self) -> Option<io::Error> {
+        each!(self, socket => socket.get_ref().take_error().ok()?, pipe => pipe.take_error())
     }
 
     pub(super) fn local_addr(&self) -> io::Result<Address> {
-        match self {
-            Stream::Tcp(stream) => stream.get_ref().local_addr().map(Address::Tcp),
-            Stream::Unix(stream) => stream.get_ref().local_addr().map(Address::from),
-            #[cfg(feature = "testing")]
-            Stream::Pipe(_) => Ok(Address::Unknown),
-        }
+        each!(self, socket => socket.get_ref().local_addr().map(Address::from), _pipe => Ok(Address::Unknown))
     }
 
     pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        each!(self, socket => Some(socket.as_fd()), _pipe => None)
+    }
+
+    /// See [`user_timeout`]. `None` restores the kernel's own time.
+    pub(super) fn set_user_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.map(user_timeout);
         match self {
-            Stream::Tcp(stream) => Some(stream.as_fd()),
-            Stream::Unix(stream) => Some(stream.as_fd()),
+            Stream::Tcp(stream) => platform::set_user_timeout(stream, timeout)?,
+            Stream::Unix(_) => {}
             #[cfg(feature = "testing")]
-            Stream::Pipe(_) => None,
+            Stream::Pipe(pipe) => pipe.set_options(None, timeout),
         }
+        Ok(())
     }
 
     /// To call before [`Stream::poll_taken`]: the kernel gives up if the peer takes no data for `patience`.
     pub(super) fn prepare_end(&self, patience: Duration) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => {
-                set_user_timeout(stream, patience)?;
+                platform::set_user_timeout(stream, Some(user_timeout(patience)))?;
                 // A socket is writable when a third of its send buffer is free; the kernel frees data that the peer has
                 // acknowledged. With the smallest buffer, the socket is writable only when all data but a few kilobytes
                 // is taken. Linux turns the 1 into 4.5 kB. Other systems refuse a 0.
@@ -187,7 +142,7 @@ impl Stream {
                 let state = output_state(stream);
                 // A broken socket is writable, too, and perhaps no read has returned its error yet.
                 if state.contains(PollFlags::ERR)
-                    && let Some(error) = stream.get_ref().take_error()?
+                    && let Some(error) = self.take_error()
                 {
                     return Poll::Ready(Err(error));
                 }

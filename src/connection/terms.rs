@@ -16,8 +16,7 @@ use crate::time;
 
 /// The state that a server and its connections share.
 pub(crate) struct Terms {
-    pub(super) idle_timeout: Option<Duration>,
-    pub(super) stall_timeout: Option<Duration>,
+    pub(super) timeouts: Timeouts,
     /// The start of the clock for its connections.
     started: Instant,
     closing: Cell<bool>,
@@ -33,6 +32,13 @@ pub(crate) struct Terms {
     waiting_for_end: Cell<Option<Waker>>,
 }
 
+/// How long the peer may be silent, and how long it may take no data. `None` if there is no limit.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Timeouts {
+    pub(crate) idle: Option<Duration>,
+    pub(crate) stall: Option<Duration>,
+}
+
 /// A task's key in the list of those that wait for the drain, plus 1. The 1 makes an `Option` of it half as large, and
 /// every connection holds one.
 #[derive(Clone, Copy)]
@@ -44,10 +50,9 @@ pub(super) struct WaitingKey(NonZeroU32);
 pub(super) struct Quiet(NonZeroU32);
 
 impl Terms {
-    pub(crate) fn new(idle_timeout: Option<Duration>, stall_timeout: Option<Duration>) -> Terms {
+    pub(crate) fn new(timeouts: Timeouts) -> Terms {
         Terms {
-            idle_timeout,
-            stall_timeout,
+            timeouts,
             started: time::now_or_system(),
             closing: Cell::new(false),
             waiting: RefCell::default(),
@@ -113,7 +118,7 @@ impl Terms {
         self.waiting_for_end.set(Some(waker.clone()));
     }
 
-    pub(super) fn closing(self: Rc<Terms>) -> Closing {
+    pub(crate) fn closing(self: Rc<Terms>) -> Closing {
         Closing {
             terms: self,
             key: None,
@@ -164,7 +169,7 @@ impl Terms {
 
 impl Default for Terms {
     fn default() -> Terms {
-        Terms::new(None, None)
+        Terms::new(Timeouts::default())
     }
 }
 

@@ -25,7 +25,7 @@ const FIRST_SEGMENT: usize = 536;
 /// | `TCP_USER_TIMEOUT` is over at the first probe after its time, up to a third later. | It is over on time. |
 /// | Slow start, congestion, lost packets and retransmissions; Nagle's algorithm and delayed acknowledgements. | A packet arrives after its time, in order. `TCP_NODELAY` is set. |
 /// | What is dropped with a socket's descriptor goes to a thread of the kernel, an address is busy for a minute (`TIME_WAIT`), an orphan ends after a minute (`FIN_WAIT2`). | They are gone. |
-/// | A connect to a full queue of a TCP listener is tried again after a second. | It fails at once (`WouldBlock`), as on a Unix socket. |
+/// | A connect to a full queue of a TCP listener is tried again after a second. | A `Connector` fails at once (`WouldBlock`), as a Unix socket does. [`Connection::connect`](crate::Connection::connect) tries again after 5 ms. |
 /// | Urgent data. | There is none. |
 #[derive(Clone, Debug)]
 pub struct Wire {

@@ -12,11 +12,13 @@ use std::{
     task::Waker,
 };
 
+use futures_lite::ready;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use smol::Async;
 
 use crate::address::Address;
+use crate::connection::Stream;
 #[cfg(feature = "testing")]
 use crate::connection::{pipe::Pipe, user_timeout};
 use crate::platform;
@@ -52,14 +54,10 @@ enum AsyncSocket {
 }
 
 /// The result of [`Listeners::poll_accept`].
-pub(super) enum Accepted {
-    Tcp(async_net::TcpStream, Address),
-    Unix(async_net::unix::UnixStream, Address),
-    #[cfg(feature = "testing")]
-    Pipe(Pipe),
-    /// A connection that was accepted, but could not be registered with the reactor for lack of resources. It is
-    /// closed.
-    Unwatchable(Address, io::Error),
+pub(super) struct Accepted {
+    pub(super) peer_addr: Address,
+    /// An error if the reactor could not watch the connection, for lack of resources. The connection is then closed.
+    pub(super) stream: io::Result<Stream>,
 }
 
 impl Listeners {
@@ -145,10 +143,7 @@ impl Serving {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         loop {
             if self.waiting {
-                match self.socket.poll_readable(cx) {
-                    Poll::Ready(ready) => ready?,
-                    Poll::Pending => return Poll::Pending,
-                }
+                ready!(self.socket.poll_readable(cx))?;
                 self.waiting = false;
             }
             match self.socket.accept(self.old_queue.as_ref()) {
@@ -158,25 +153,6 @@ impl Serving {
                 }
                 accepted => return Poll::Ready(accepted),
             }
-        }
-    }
-}
-
-impl Accepted {
-    pub(super) fn peer_addr(&self) -> &Address {
-        match self {
-            Accepted::Tcp(_, addr) | Accepted::Unix(_, addr) | Accepted::Unwatchable(addr, _) => {
-                addr
-            }
-            #[cfg(feature = "testing")]
-            Accepted::Pipe(pipe) => pipe.peer_addr(),
-        }
-    }
-
-    pub(super) fn error(&self) -> Option<&io::Error> {
-        match self {
-            Accepted::Unwatchable(_, error) => Some(error),
-            _ => None,
         }
     }
 }
@@ -199,24 +175,27 @@ impl AsyncSocket {
                     // This fails only on a broken socket, and the next read returns the error.
                     options.set(&socket).ok();
                 }
-                let peer_addr = peer_addr.map_or(Address::Unknown, Address::Tcp);
-                Ok(match Async::new_nonblocking(socket) {
-                    Ok(stream) => Accepted::Tcp(stream.into(), peer_addr),
-                    Err(error) => Accepted::Unwatchable(peer_addr, error),
+                let stream = Async::new_nonblocking(socket).map(async_net::TcpStream::from);
+                Ok(Accepted {
+                    peer_addr: peer_addr.map_or(Address::Unknown, Address::Tcp),
+                    stream: stream.map(|stream| Stream::Tcp(stream.into())),
                 })
             }
             AsyncSocket::Unix(listener) => {
                 let (stream, peer_addr) = listener.get_ref().accept()?;
-                let peer_addr = Address::from(peer_addr);
                 sockopt::set_socket_oobinline(&stream, true).ok();
                 platform::prevent_sigpipe(&stream).ok();
-                Ok(match Async::new(stream) {
-                    Ok(stream) => Accepted::Unix(stream.into(), peer_addr),
-                    Err(error) => Accepted::Unwatchable(peer_addr, error),
+                let stream = Async::new(stream).map(async_net::unix::UnixStream::from);
+                Ok(Accepted {
+                    peer_addr: Address::from(peer_addr),
+                    stream: stream.map(|stream| Stream::Unix(stream.into())),
                 })
             }
             #[cfg(feature = "testing")]
-            AsyncSocket::Memory(queue) => Ok(Accepted::Pipe(queue.0.accept()?)),
+            AsyncSocket::Memory(queue) => queue.0.accept().map(|pipe| Accepted {
+                peer_addr: pipe.peer_addr().clone(),
+                stream: Ok(Stream::Pipe(pipe)),
+            }),
         }
     }
 }

@@ -36,8 +36,8 @@ impl Candidate {
     }
 }
 
-/// Lets those run who may be about to end, after a look at the sockets: one poll to yield before the read, and one to read
-/// the end.
+/// Lets those run who may be about to end, after a look at the sockets: one poll to yield before the read, and one to
+/// read the end.
 async fn let_others_end(look: Option<Rc<Look>>) {
     if let Some(look) = look {
         look.taken().await.ok();

@@ -21,8 +21,8 @@ use super::trouble::Trouble;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// The server accepts connections on this address. There is one such event for each listener, before all other
-    /// events.
+    /// The server accepts connections on this address. There is one such event for each listener that is not in memory,
+    /// before all other events.
     Listening {
         /// The listener's address, with the port that the system chose.
         addr: &'a Address,
@@ -93,7 +93,7 @@ pub enum Event<'a> {
         /// How long the server still accepts.
         duration: Duration,
     },
-    /// The server accepts no new connections and waits for its open connections.
+    /// The server accepts no new connections and waits for its open connections, if there are any.
     Draining {
         /// Number of open connections, and of clients that wait for a slot.
         connections: usize,

@@ -128,7 +128,7 @@ pub(super) async fn linger(link: &Link, stay: &Stay, has_all: bool) {
     let mut input = Input::new(INPUT_MAX);
     let mut patience = patience(link);
     let mut quiet = time::sleep(patience);
-    let mut closing = link.closing();
+    let mut closing = link.terms().clone().closing();
     poll_fn(|cx| {
         let is_long = has_all && patience > PATIENCE_WHILE_DRAINING;
         if is_long && closing.poll(cx).is_ready() {
@@ -147,9 +147,9 @@ pub(super) async fn linger(link: &Link, stay: &Stay, has_all: bool) {
     .await;
 }
 
-/// After a handler that failed: gives its peer a moment to read the written data. After an idle timeout the peer may be a
-/// slow reader, for which the kernel holds the end of a reply: the peer has time as long as it continues to read. Then the
-/// connection is reset, so that the peer does not take a part for the whole.
+/// After a handler that failed: gives its peer a moment to read the written data. After an idle timeout the peer may be
+/// a slow reader, for which the kernel holds the end of a reply: the peer has time as long as it continues to read.
+/// Then the connection is reset, so that the peer does not take a part for the whole.
 pub(super) async fn give_time(link: &Link, stay: &Stay) {
     if link.state() == State::Broken || link.traffic().bytes_out == 0 {
         return;
@@ -175,7 +175,7 @@ pub(super) async fn give_time(link: &Link, stay: &Stay) {
 }
 
 fn patience(link: &Link) -> Duration {
-    link.stall_timeout().unwrap_or(PATIENCE)
+    link.timeouts().stall.unwrap_or(PATIENCE)
 }
 
 /// Input that is read and dropped.

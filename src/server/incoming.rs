@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_lite::Stream;
 
-use crate::connection::{Connection, Terms};
+use crate::connection::{Connection, Terms, Timeouts};
 use crate::health::{Ailment, Health};
 use crate::io_error;
 use crate::time::{Sleep, sleep};
@@ -33,7 +33,8 @@ const ACCEPT_BURST: u32 = 16;
 /// How long a server without free file descriptors or memory waits for one of its connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// After this many errors in a row accept pauses, though each seems to concern one connection: think of a seccomp filter.
+/// After this many errors in a row accept pauses, though each seems to concern one connection: think of a seccomp
+/// filter.
 const ERRORS_MAX: u32 = 100;
 
 /// Maximum number of connections that are taken from the kernel's backlog when the server shuts down.
@@ -75,8 +76,7 @@ pub struct Incoming {
 pub(super) struct Limits {
     pub(super) max_connections: usize,
     pub(super) when_full: WhenFull,
-    pub(super) idle_timeout: Option<Duration>,
-    pub(super) stall_timeout: Option<Duration>,
+    pub(super) timeouts: Timeouts,
     #[cfg(feature = "proxy-protocol")]
     pub(super) header_timeout: Option<Duration>,
     pub(super) shutdown: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -95,7 +95,7 @@ impl Incoming {
     pub(super) fn new(listeners: Listeners, limits: Limits, record: Record) -> Incoming {
         Incoming {
             listeners,
-            terms: Rc::new(Terms::new(limits.idle_timeout, limits.stall_timeout)),
+            terms: Rc::new(Terms::new(limits.timeouts)),
             lingering: Rc::default(),
             max_connections: limits.max_connections,
             when_full: limits.when_full,
@@ -178,7 +178,8 @@ impl Incoming {
             headers.give_up(&mut self.record).await;
         }
         while let Some(accepted) = self.late.pop_front() {
-            self.record.rejected(accepted.peer_addr(), accepted.error());
+            self.record
+                .rejected(&accepted.peer_addr, accepted.stream.as_ref().err());
         }
     }
 
@@ -273,27 +274,15 @@ impl Incoming {
 
     /// Makes a connection of what was accepted, if it could be, and need not say first for whom it comes.
     fn connect(&mut self, accepted: Accepted) -> Option<Connection> {
-        let terms = self.terms.clone();
-        let connection = match accepted {
-            Accepted::Tcp(stream, peer_addr) => {
-                Some(Connection::accepted(stream, peer_addr, terms))
-            }
-            Accepted::Unix(stream, peer_addr) => {
-                Some(Connection::accepted_unix(stream, peer_addr, terms))
-            }
-            #[cfg(feature = "testing")]
-            Accepted::Pipe(pipe) => Some(Connection::in_memory(pipe, terms)),
-            Accepted::Unwatchable(peer_addr, error) => {
-                self.record.rejected(&peer_addr, Some(&error));
-                None
-            }
-        };
+        let Accepted { peer_addr, stream } = accepted;
+        let stream = stream.inspect_err(|error| self.record.rejected(&peer_addr, Some(error)));
+        let connection = Connection::new(stream.ok()?, peer_addr, self.terms.clone());
         #[cfg(feature = "proxy-protocol")]
-        if let (Some(headers), Some(_)) = (&mut self.headers, &connection) {
-            connection.into_iter().for_each(|c| headers.wait_for(c));
+        if let Some(headers) = &mut self.headers {
+            headers.wait_for(connection);
             return None;
         }
-        connection
+        Some(connection)
     }
 
     /// The next connection that has said for whom it comes. Ready with `None` if none has to.
@@ -314,14 +303,15 @@ impl Incoming {
     }
 
     fn reject(&mut self, accepted: &Accepted) {
-        self.record.rejected(accepted.peer_addr(), accepted.error());
+        self.record
+            .rejected(&accepted.peer_addr, accepted.stream.as_ref().err());
         if let Some(full) = &mut self.full {
             full.count += 1;
         }
     }
 
-    /// Turns an accepted socket into a connection. `None` if the reactor could not watch the socket, or if it must send a
-    /// PROXY header first.
+    /// Turns an accepted socket into a connection. `None` if the reactor could not watch the socket, or if it must send
+    /// a PROXY header first.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Option<Connection>> {
         match self.poll_queued(cx) {
             Poll::Ready(Some(connection)) => Poll::Ready(Some(connection)),
@@ -431,7 +421,7 @@ impl Incoming {
                     }
                     AcceptError::Listener => {
                         self.end();
-                        let error = io_error::explain("cannot accept connections", &error);
+                        let error = io_error::explain("cannot accept connections", error);
                         return Poll::Ready(Err(error));
                     }
                 },

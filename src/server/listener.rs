@@ -15,7 +15,8 @@ use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
 use crate::address::Address;
-use crate::connection::set_user_timeout;
+use crate::connection::user_timeout;
+use crate::platform;
 
 /// Number of connections that the kernel holds before they are accepted. With a backlog of 128 (std, async-net), most
 /// clients in a burst of 1,000 wait a second until their SYN is sent again. The system's own limit (somaxconn) also
@@ -155,7 +156,7 @@ impl ConnectionOptions {
             sockopt::set_socket_send_buffer_size(&socket, size)?;
         }
         if let Some(timeout) = self.stall_timeout {
-            set_user_timeout(&socket, timeout)?;
+            platform::set_user_timeout(&socket, Some(user_timeout(timeout)))?;
         }
         Ok(())
     }

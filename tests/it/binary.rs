@@ -16,7 +16,7 @@ use rustix::process::{Signal, geteuid};
 
 use crate::server::has_ended;
 use crate::support::{
-    DEADLINE, Program, TempDir, ask, connect, exchange, hang_up, within_deadline,
+    DEADLINE, Program, TempDir, ask, connect, exchange, hang_up, has_ipv6, within_deadline,
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tinyloop");
@@ -35,10 +35,6 @@ fn only_line_of_failure(command: &mut Command, code: i32) -> String {
     assert_eq!(stdout, [""; 0], "{command:?}");
     assert!(!stderr[0].contains("panicked at"), "{stderr:?}");
     stderr[0].clone()
-}
-
-fn has_ipv6() -> bool {
-    TcpListener::bind("[::1]:0").is_ok()
 }
 
 /// An address of this process's own, for a program that cannot say where it listens.

@@ -195,6 +195,25 @@ fn a_full_queue_of_a_unix_socket_is_waited_for() {
 }
 
 #[test]
+fn a_full_queue_in_memory_is_waited_for() {
+    run_on_test_clock(async || {
+        let second = Duration::from_secs(1);
+        let server = server_at("busy:80", Faults::none());
+        let mut waiting = Vec::new();
+        let full = loop {
+            match Connection::connect_timeout("busy:80", second).await {
+                Ok(connection) => waiting.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(waiting.len(), 4097, "the backlog, and one more");
+        let _serving = spawn(server.serve(async |_| Ok(())));
+        Connection::connect("busy:80").await.unwrap();
+    });
+}
+
+#[test]
 fn an_idle_connection_that_we_made_ends_after_its_own_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -262,6 +281,37 @@ fn a_timeout_of_a_servers_connection_stands_in_place_of_the_servers() {
                 Some(time) => assert_eq!(result, Ok((Err(io::ErrorKind::TimedOut), time))),
                 None => assert!(result.is_err(), "{result:?}"),
             }
+            drop(serving);
+        }
+    });
+}
+
+#[test]
+fn a_timeout_of_its_own_leaves_the_servers_other_one_as_it_is() {
+    run_on_test_clock(async || {
+        const HOUR: Duration = Duration::from_secs(3600);
+        for turns_stall_off in [true, false] {
+            let (server, connector) = tinyloop::testing::server();
+            let (tell, told) = smol::channel::unbounded();
+            let server = server.idle_timeout(HOUR).stall_timeout(HOUR);
+            let serving = spawn(server.serve(async move |mut connection: Connection| {
+                let start = tinyloop::now();
+                let error = if turns_stall_off {
+                    connection.set_stall_timeout(None);
+                    connection.read(&mut [0]).await.unwrap_err()
+                } else {
+                    connection.set_idle_timeout(None);
+                    let too_much = vec![0; 100_000_000];
+                    connection.write_all(&too_much).await.unwrap_err()
+                };
+                tell.send((error.to_string(), tinyloop::now() - start))
+                    .await
+                    .ok();
+                Ok(())
+            }));
+            let _client = connector.connect(Faults::none()).unwrap();
+            let (error, time) = told.recv().await.unwrap();
+            assert!((HOUR..HOUR * 5 / 4).contains(&time), "{error} {time:?}");
             drop(serving);
         }
     });

@@ -6,10 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Signal;
 use tinyloop::testing::{Faults, for_each_seed, pipe, server_at};
-use tinyloop::{Connection, EventLoop, Side, copy_both, sleep, spawn, timeout};
+use tinyloop::{Connection, CopyError, EventLoop, copy_both, sleep, spawn, timeout};
 
 use crate::support::{
     DEADLINE, Program, connect_to_reset, read_to_end, read_to_reset, run_on_test_clock,
@@ -67,18 +68,18 @@ fn fastrand_bytes(seed: u64) -> impl FnMut(usize) -> Vec<u8> {
 #[test]
 fn a_reset_is_passed_on_and_the_error_says_which_side() {
     run_on_test_clock(async || {
-        for side in [Side::First, Side::Second] {
+        for first_resets in [true, false] {
             let (first, client) = pipe(Faults::none());
             let (second, server) = pipe(Faults::none());
             let copying = spawn(async move { copy_both(&first, &second).await });
             sleep(HOUR).await;
-            let (resets, mut other) = match side {
-                Side::First => (client, server),
-                Side::Second => (server, client),
+            let (resets, mut other) = match first_resets {
+                true => (client, server),
+                false => (server, client),
             };
             resets.reset();
             let error = copying.await.unwrap_err();
-            assert_eq!(error.side, side);
+            assert_eq!(matches!(error, CopyError::First(_)), first_resets);
             assert!(
                 error.to_string().starts_with("cannot read from unknown: "),
                 "{error}"
@@ -113,6 +114,128 @@ fn who_gives_up_a_copy_lets_no_peer_take_a_part_for_the_whole() {
 }
 
 #[test]
+fn peers_that_read_only_after_the_copy_still_get_all_of_it() {
+    run_on_test_clock(async || {
+        let (first, mut client) = pipe(Faults::none());
+        let (second, mut server) = pipe(Faults::none());
+        // More than the receive buffer of a peer, and less than this and the send buffer together.
+        let bytes = vec![b'x'; 75_000];
+        for peer in [&mut client, &mut server] {
+            peer.write_all(&bytes).await.unwrap();
+            peer.close().await.unwrap();
+        }
+        let copied = copy_both(&first, &second).await.unwrap();
+        assert_eq!(copied, (75_000, 75_000));
+        for peer in [&mut client, &mut server] {
+            let mut received = Vec::new();
+            peer.read_to_end(&mut received).await.unwrap();
+            assert!(received == bytes, "{}", received.len());
+        }
+    });
+}
+
+/// A copy, and its peers: a reset of one while the copy does not read from it.
+async fn after_the_reset(
+    first_resets: bool,
+    before: impl AsyncFnOnce(&mut Connection),
+) -> (CopyError, io::Error, Duration) {
+    let (first, client) = pipe(Faults::none());
+    let (second, server) = pipe(Faults::none());
+    let copying = spawn(async move { copy_both(&first, &second).await });
+    let (mut resets, mut other) = match first_resets {
+        true => (client, server),
+        false => (server, client),
+    };
+    before(&mut resets).await;
+    sleep(HOUR).await;
+    let start = tinyloop::now();
+    resets.reset();
+    let error = copying.await.unwrap_err();
+    let told = other.write_all(b"x").await.unwrap_err();
+    (error, told, tinyloop::now() - start)
+}
+
+#[test]
+fn the_reset_of_a_peer_is_passed_on_while_the_copy_does_not_read_from_it() {
+    run_on_test_clock(async || {
+        let fills = async |peer: &mut Connection| {
+            let write = async { drop(peer.write_all(&vec![0; 1_000_000]).await) };
+            timeout(HOUR, write).await.unwrap_err();
+        };
+        let half_closes = async |peer: &mut Connection| peer.close().await.unwrap();
+        for first_resets in [true, false] {
+            for ended in [
+                after_the_reset(first_resets, fills).await,
+                after_the_reset(first_resets, half_closes).await,
+            ] {
+                let (error, told, time) = ended;
+                assert_eq!(
+                    matches!(error, CopyError::First(_)),
+                    first_resets,
+                    "{error}"
+                );
+                assert!(
+                    error.to_string().starts_with("cannot read from "),
+                    "{error}"
+                );
+                let kinds = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+                assert!(kinds.contains(&told.kind()), "{told}");
+                assert!(time <= Duration::from_secs(1), "{time:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_copy_that_never_begins_resets_both() {
+    run_on_test_clock(async || {
+        let (first, mut client) = pipe(Faults::none());
+        let (second, mut server) = pipe(Faults::none());
+        client.write_all(b"request").await.unwrap();
+        drop(copy_both(&first, &second));
+        drop((first, second));
+        for peer in [&mut client, &mut server] {
+            let error = peer.read(&mut [0]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+    });
+}
+
+#[test]
+fn a_peer_is_not_idle_while_the_other_one_takes_what_it_has_sent() {
+    run_on_test_clock(async || {
+        let (server, connector) = tinyloop::testing::server();
+        let live = server.live_report();
+        let upstream = server_at("slow:80", Faults::none());
+        let read_slowly = async |mut connection: Connection| {
+            for _ in 0..5 {
+                sleep(5 * HOUR).await;
+                connection.read(&mut vec![0; 100_000]).await?;
+            }
+            connection.read_to_end(&mut Vec::new()).await.map(drop)
+        };
+        let _upstream = spawn(upstream.serve(read_slowly));
+        let forward = async |client: Connection| {
+            let upstream = Connection::connect("slow:80").await?;
+            upstream.set_idle_timeout(Some(HOUR));
+            copy_both(&client, &upstream).await?;
+            Ok(())
+        };
+        let _serving = spawn(server.idle_timeout(HOUR).serve(forward));
+        let mut client = connector.connect(Faults::none()).unwrap();
+        client.write_all(&vec![0; 1_000_000]).await.unwrap();
+        client.close().await.unwrap();
+        let ended = (&client).read(&mut [0]).await;
+        assert_eq!(
+            ended.unwrap(),
+            0,
+            "the upstream has closed: {:?}",
+            live.report()
+        );
+    });
+}
+
+#[test]
 fn a_pair_is_idle_when_nothing_moves_in_either_direction() {
     run_on_test_clock(async || {
         let (first, _client) = pipe(Faults::none());
@@ -126,8 +249,40 @@ fn a_pair_is_idle_when_nothing_moves_in_either_direction() {
             server.write_all(b"x").await.unwrap();
         }
         let error = copying.await.unwrap_err();
-        assert_eq!(error.error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
         assert_eq!(tinyloop::now() - start, 12 * HOUR);
+    });
+}
+
+#[test]
+fn a_pair_is_idle_also_after_a_half_close() {
+    run_on_test_clock(async || {
+        for first_closes in [true, false] {
+            let (first, mut client) = pipe(Faults::none());
+            let (second, mut server) = pipe(Faults::none());
+            let (closes, own) = match first_closes {
+                true => (&mut client, &first),
+                false => (&mut server, &second),
+            };
+            own.set_idle_timeout(Some(2 * HOUR));
+            let start = tinyloop::now();
+            let copying = spawn(async move { copy_both(&first, &second).await });
+            closes.write_all(b"x").await.unwrap();
+            closes.close().await.unwrap();
+            sleep(HOUR).await;
+            let answers = if first_closes {
+                &mut server
+            } else {
+                &mut client
+            };
+            answers.write_all(b"x").await.unwrap();
+            let error = copying.await.unwrap_err();
+            assert_eq!(matches!(error, CopyError::First(_)), first_closes);
+            assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
+            let time = tinyloop::now() - start;
+            let late = Duration::from_secs(1);
+            assert!((3 * HOUR..=3 * HOUR + late).contains(&time), "{time:?}");
+        }
     });
 }
 
@@ -255,7 +410,8 @@ fn the_forwarder_passes_on_each_half_close_in_its_order() {
 #[test]
 fn the_forwarder_passes_on_a_reset_as_a_reset() {
     let (forwarder, upstream) = forwarder_and_upstream();
-    for client_resets in [true, false] {
+    for (client_resets, half_closes) in [(true, false), (false, false), (true, true), (false, true)]
+    {
         let (mut client, mut server) = pair(&forwarder, &upstream);
         client.write_all(b"ping").unwrap();
         server.read_exact(&mut [0; 4]).unwrap();
@@ -266,13 +422,25 @@ fn the_forwarder_passes_on_a_reset_as_a_reset() {
         } else {
             (server, client)
         };
+        if half_closes {
+            resets.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_to_end(&other), b"");
+        }
         set_socket_linger(&resets, Some(Duration::ZERO)).unwrap();
         drop(resets);
-        assert_eq!(read_to_reset(&other), b"");
+        if half_closes {
+            // A peer that has read the end and says nothing is told of the reset by its system alone.
+            let mut polled = [PollFd::new(&other, PollFlags::empty())];
+            let deadline = Timespec::try_from(DEADLINE).unwrap();
+            assert_eq!(poll(&mut polled, Some(&deadline)), Ok(1));
+            assert!(polled[0].revents().contains(PollFlags::ERR));
+        } else {
+            assert_eq!(read_to_reset(&other), b"");
+        }
     }
     let (_, stderr) = forwarder.stop();
     assert!(
-        stderr[0].starts_with("accepted 2, completed 0, failed 2, "),
+        stderr[0].starts_with("accepted 4, completed 0, failed 4, "),
         "{stderr:?}"
     );
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustix::net::addr::SocketAddrArg;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, sockopt};
 
 use crate::address::Address;
@@ -93,15 +94,15 @@ impl ListenOptions {
         }
     }
 
-    /// How many connections the kernel holds that the server has not accepted yet; by default 4,096. The system's own limit
-    /// (`somaxconn`) holds too.
+    /// How many connections the kernel holds that the server has not accepted yet; by default 4,096. The system's own
+    /// limit (`somaxconn`) holds too.
     pub fn backlog(mut self, connections: u32) -> ListenOptions {
         self.backlog = connections.try_into().unwrap_or(i32::MAX);
         self
     }
 
-    /// Lets other sockets of the same user listen on the same TCP address (`SO_REUSEPORT`), if they have this option, too.
-    /// The kernel spreads the connections evenly.
+    /// Lets other sockets of the same user listen on the same TCP address (`SO_REUSEPORT`), if they have this option,
+    /// too. The kernel spreads the connections evenly.
     ///
     /// A connection stays with the socket that the kernel chose. So it waits if that server is busy, and it is reset if
     /// that socket is closed before the connection is accepted. A socket that several processes share has neither
@@ -132,12 +133,7 @@ impl ListenOptions {
     /// `cannot listen on ADDRESS: …`, with the kind of the system's error, such as `AddrInUse`.
     pub fn bind(&self, addr: SocketAddr) -> io::Result<Listener> {
         let listen = || {
-            let family = if addr.is_ipv4() {
-                AddressFamily::INET
-            } else {
-                AddressFamily::INET6
-            };
-            let socket = platform::stream_socket(family)?;
+            let socket = platform::stream_socket(addr.as_any().address_family())?;
             sockopt::set_socket_reuseaddr(&socket, true)?;
             if self.reuse_port {
                 sockopt::set_socket_reuseport(&socket, true)?;
@@ -153,7 +149,7 @@ impl ListenOptions {
         };
         listen()
             .map(Listener::from)
-            .map_err(|error| cannot_listen(&Address::Tcp(addr), &error))
+            .map_err(|error| cannot_listen(&Address::Tcp(addr), error))
     }
 
     /// Listens on a Unix socket at `path`.
@@ -194,7 +190,7 @@ impl ListenOptions {
                 file: Some(file),
             })
         };
-        listen().map_err(|error| cannot_listen(&Address::Unix(Some(path.to_owned())), &error))
+        listen().map_err(|error| cannot_listen(&Address::Unix(Some(path.to_owned())), error))
     }
 
     /// Listens on all addresses that `endpoint` stands for. The look-up of a name blocks this thread.
@@ -215,7 +211,7 @@ impl ListenOptions {
             Endpoint::Name(name, port) => {
                 let addrs = (name.as_str(), *port).to_socket_addrs();
                 let unknown =
-                    |error| io_error::explain(format_args!("cannot listen on {endpoint}"), &error);
+                    |error| io_error::explain(format_args!("cannot listen on {endpoint}"), error);
                 let mut addrs: Vec<SocketAddr> = addrs.map_err(unknown)?.collect();
                 // On some systems the look-up returns an address twice.
                 addrs.sort();
@@ -253,7 +249,7 @@ fn has_ipv6() -> bool {
     UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-fn cannot_listen(addr: &Address, error: &io::Error) -> io::Error {
+fn cannot_listen(addr: &Address, error: io::Error) -> io::Error {
     io_error::explain(format_args!("cannot listen on {addr}"), error)
 }
 
