@@ -52,9 +52,11 @@ async fn get(url: &str) -> Result<bool, Box<dyn Error>> {
         hyper::client::conn::http1::handshake(FuturesIo::new(connection)).await?;
     // This task moves the bytes. It ends with the connection.
     let _traffic = tinyloop::spawn(traffic);
+    // Without a user's name and password.
+    let host_and_port = authority.as_str().rsplit('@').next().unwrap_or(host);
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)
-        .header(HOST, authority.as_str())
+        .header(HOST, host_and_port)
         .body(Empty::<Bytes>::new())?;
     let mut response = timeout(PATIENCE, http.send_request(request)).await??;
     while let Some(frame) = response.frame().await {

@@ -6,6 +6,7 @@
 mod activity;
 pub(crate) mod chunk;
 pub(crate) mod connect;
+pub(crate) mod copy;
 mod direction;
 #[cfg(feature = "testing")]
 mod ends;
@@ -251,29 +252,6 @@ impl Connection {
         futures_lite::ready!(self.link.poll_taken(cx)).ok();
         self.link.reset();
         Poll::Ready(())
-    }
-}
-
-impl Link {
-    /// The faults of this connection.
-    pub(crate) fn faults(&self) -> Option<Rc<String>> {
-        self.rare.if_there(|rare| rare.faults.clone()).flatten()
-    }
-
-    /// The error of a connection from which nobody reads: it is broken, or idle for too long.
-    pub(crate) fn take_error(&self) -> Option<io::Error> {
-        let idle_timeout = self.timeouts().idle;
-        if idle_timeout.is_some_and(|limit| self.silence(limit).is_over()) {
-            return self.end_silence(link::Over::Idle).err();
-        }
-        let error = self.stream().take_error()?;
-        Some(self.broken(error))
-    }
-
-    /// Says that a copy does not read now, because the other connection takes no data. This one is then not idle.
-    pub(crate) fn set_held_up(&self, is_held_up: bool) {
-        self.is_held_up.set(is_held_up);
-        self.activity.happened();
     }
 }
 

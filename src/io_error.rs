@@ -12,8 +12,13 @@ pub(crate) fn explain(what: impl Display, error: io::Error) -> io::Error {
 }
 
 /// The text, and the source.
-#[derive(Debug)]
 struct Explained(String, io::Error);
+
+impl fmt::Debug for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
 
 impl Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -109,7 +109,6 @@
 
 mod address;
 mod connection;
-mod copy;
 mod echo;
 mod endpoint;
 mod event_loop;
@@ -134,8 +133,8 @@ mod unblock;
 
 pub use address::Address;
 pub use connection::chunk::Chunk;
+pub use connection::copy::{CopyError, copy_both};
 pub use connection::{Closing, Connection};
-pub use copy::{CopyError, copy_both};
 // Only for the program, the tests and the fuzz targets: not a part of the public API.
 #[doc(hidden)]
 pub use echo::{CHUNK, Framer};

@@ -147,7 +147,7 @@ impl TaskTable {
         self.shared.servers.reports()
     }
 
-    /// Adds a worker process to the servers. The result marks it as draining. Only for the program, not of the API.
+    /// Adds a worker process to the servers. The result marks it as draining. Only for the program.
     #[doc(hidden)]
     pub fn add_worker(&self, addrs: &str, number: usize, report: &LiveReport) -> impl Fn() + use<> {
         let name = format!("{addrs} worker {number}");

@@ -75,8 +75,8 @@ pub fn server_on<const N: usize>() -> (Server, [Connector; N]) {
 /// A server in memory that [`Connection::connect`] finds under `name`, such as `upstream:80`, on this thread from now
 /// on. So a whole tool can be tested. The connecting ends have `faults`. A connect waits only while the queue is full.
 ///
-/// The name is an [`Endpoint`](crate::Endpoint), and a connect finds the server if its endpoint is equal: `"80"` is
-/// another one than `":80"` and `"localhost:80"`. Connects to other endpoints leave the memory. A later server may have
+/// The name is an [`Endpoint`](crate::Endpoint), and a connect finds the server if its endpoint is equal: `"80"`
+/// differs from `":80"` and `"localhost:80"`. Connects to other endpoints leave the memory. A later server may have
 /// the same name. When the server is gone, connections are refused: so drop one at once to test that nothing listens.
 ///
 /// # Panics

@@ -49,7 +49,7 @@ impl Connection {
     ///
     /// Outside a running event loop.
     pub async fn connect(to: impl ToEndpoint) -> io::Result<Connection> {
-        Connection::connect_timeout(to, time::NEVER).await
+        Connection::connect_timeout(to, Duration::MAX).await
     }
 
     /// Like [`connect`](Connection::connect), but with a limit of `limit` for the look-up of a name and all addresses.

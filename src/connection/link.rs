@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::mem;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -46,6 +47,7 @@ pub(crate) struct Link {
     half_closed: Cell<bool>,
     /// The end of the connection was reported.
     end_is_told: Cell<bool>,
+    /// A copy does not read it now, because the other connection takes no data.
     pub(super) is_held_up: Cell<bool>,
     /// The quiet time after which a drain ends its input, and the key of its waker for the drain.
     pub(super) quiet: Cell<Option<Quiet>>,
@@ -102,6 +104,11 @@ impl Link {
             bytes_out: self.bytes_out.get(),
             duration: self.terms.since(self.opened),
         }
+    }
+
+    /// The faults of this connection.
+    pub(crate) fn faults(&self) -> Option<Rc<String>> {
+        self.rare.if_there(|rare| rare.faults.clone()).flatten()
     }
 
     pub(crate) fn state(&self) -> State {
@@ -204,8 +211,8 @@ impl Link {
                 Ok(n) => {
                     self.bytes_out.set(self.bytes_out.get() + n as u64);
                     self.activity.happened();
-                    if self.reading.waits() {
-                        // The waiting read's idle timer counts from this write, and the read itself does not run now.
+                    if self.reading.waits() || self.state.get() == State::InputEnded {
+                        // An idle timer counts from this write, and no read runs now that would note the time.
                         self.activity.note(&self.terms);
                     }
                     self.rare.if_there(|rare| rare.timers.end_stall());
@@ -258,12 +265,20 @@ impl Link {
 
     /// Its own timeouts, or those of its server.
     pub(crate) fn timeouts(&self) -> Timeouts {
-        self.rare.timeouts().unwrap_or(self.terms.timeouts)
+        let own = self.rare.if_there(|rare| rare.timeouts.as_deref().copied());
+        own.flatten().unwrap_or(self.terms.timeouts)
     }
 
+    /// Changes the timeouts. Tasks that wait with a timer check it again.
     pub(super) fn set_timeouts(&self, set: impl FnOnce(&mut Timeouts)) {
         self.activity.happened();
-        self.rare.set_timeouts(self.terms.timeouts, set);
+        let timers = self.rare.with(|rare| {
+            set(rare
+                .timeouts
+                .get_or_insert_with(|| self.terms.timeouts.into()));
+            mem::take(&mut rare.timers)
+        });
+        timers.wake();
     }
 
     pub(super) fn broken(&self, error: io::Error) -> io::Error {
@@ -320,23 +335,14 @@ impl Link {
     }
 
     fn poll_silence(&self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
-        let silence = self.silence(limit);
+        let silence = Silence { link: self, limit };
         self.rare
             .with(|rare| rare.timers.poll_silence(&silence, cx))
     }
 
-    pub(super) fn silence(&self, limit: Duration) -> Silence<'_, impl Fn() -> bool> {
-        Silence {
-            activity: &self.activity,
-            terms: &self.terms,
-            limit,
-            is_blocked: || self.is_blocked(),
-        }
-    }
-
     /// Whether a write waits for the peer, or waited until now: the waiting task has not run since. Or whether a copy
     /// waits for the other connection.
-    fn is_blocked(&self) -> bool {
+    pub(super) fn is_blocked(&self) -> bool {
         let waits = self.writing.waits();
         if waits && self.stream.is_writable() {
             self.writing.set(Next::Try);
@@ -350,7 +356,7 @@ impl Link {
         match self.timeouts().idle {
             // The activity of a stream that was given away is not visible here.
             Some(limit) if self.state.get() != State::Given => {
-                let silence = self.silence(limit);
+                let silence = Silence { link: self, limit };
                 self.rare
                     .with(|rare| rare.timers.poll_abandoned(&silence, cx))
             }
@@ -418,6 +424,7 @@ impl Link {
 
     /// Resets the connection. The peer's reads fail after the data that has arrived; ours fail at once.
     pub(crate) fn reset(&self) {
+        self.is_held_up.set(false);
         match self.state.get() {
             State::Given => return,
             // The first reason for the end is kept.

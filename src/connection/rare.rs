@@ -1,7 +1,6 @@
 //! State that only few connections need, so it is not a part of every connection.
 
 use std::cell::Cell;
-use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -20,7 +19,7 @@ pub(super) struct Rare {
     pub(super) writers: Option<Arc<Waiters>>,
     /// The connection's own timeouts, in place of its server's. Boxed, because connections that wait with a timeout
     /// need the other fields, but rarely this one.
-    timeouts: Option<Box<Timeouts>>,
+    pub(super) timeouts: Option<Box<Timeouts>>,
     /// The faults of the connection.
     pub(super) faults: Option<Rc<String>>,
 }
@@ -44,20 +43,6 @@ impl Rarely {
         let result = body(&mut rare);
         self.0.set(Some(rare));
         Some(result)
-    }
-
-    /// Changes the timeouts of the connection. Tasks that wait with a timer check it again.
-    pub(super) fn set_timeouts(&self, before: Timeouts, set: impl FnOnce(&mut Timeouts)) {
-        let timers = self.with(|rare| {
-            set(rare.timeouts.get_or_insert_with(|| Box::new(before)));
-            mem::take(&mut rare.timers)
-        });
-        timers.wake();
-    }
-
-    /// The connection's own timeouts, if it has any.
-    pub(super) fn timeouts(&self) -> Option<Timeouts> {
-        self.if_there(|rare| rare.timeouts.as_deref().copied())?
     }
 
     /// The shared waker of the tasks that wait for a direction, from the second task on.

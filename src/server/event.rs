@@ -93,7 +93,8 @@ pub enum Event<'a> {
         /// How long the server still accepts.
         duration: Duration,
     },
-    /// The server accepts no new connections and waits for its open connections, if there are any.
+    /// The server accepts no new connections and waits for its open connections. Without open connections there is
+    /// no such event.
     Draining {
         /// Number of open connections, and of clients that wait for a slot.
         connections: usize,

@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::pin::pin;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use rustix::net::sockopt;
 use tinyloop::testing::{Faults, for_each_seed, server_at};
 use tinyloop::{Address, Connection, Endpoint, Event, EventLoop, Server, sleep, spawn, timeout};
@@ -133,6 +134,21 @@ fn full() -> (TcpListener, Vec<std::net::TcpStream>) {
 }
 
 #[test]
+fn a_connect_without_a_limit_waits_also_on_a_test_clock() {
+    let (listener, _fill) = full();
+    let addr = listener.local_addr().unwrap();
+    run_on_test_clock(async move || {
+        let mut connecting = pin!(Connection::connect(addr));
+        assert!(future::poll_once(&mut connecting).await.is_none());
+        // Now there is room, and the kernel tries again after a second.
+        listener.accept().unwrap();
+        let start = tinyloop::now();
+        connecting.await.unwrap();
+        assert_eq!(tinyloop::now(), start);
+    });
+}
+
+#[test]
 fn an_address_that_does_not_answer_leaves_the_next_its_share_of_the_time() {
     let (silent, _fill) = full();
     let silent = silent.local_addr().unwrap();
@@ -144,9 +160,13 @@ fn an_address_that_does_not_answer_leaves_the_next_its_share_of_the_time() {
         let error = Connection::connect_timeout(silent, limit)
             .await
             .unwrap_err();
+        let text = format!("cannot connect to {silent}: timed out");
+        assert_eq!(error.to_string(), text);
+        // What a main function that returns the error prints.
+        let printed = format!("{error:?}");
         assert_eq!(
-            error.to_string(),
-            format!("cannot connect to {silent}: timed out")
+            printed,
+            format!("Custom {{ kind: TimedOut, error: {text:?} }}")
         );
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(start.elapsed() >= limit);

@@ -1,5 +1,7 @@
 //! Bytes from one connection to another, both ways; and the forwarder of the examples, whose heart that is.
 
+use std::error::Error;
+use std::future::pending;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -9,7 +11,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Signal;
-use tinyloop::testing::{Faults, for_each_seed, pipe, server_at};
+use tinyloop::testing::{Faults, advance, for_each_seed, pipe, server_at};
 use tinyloop::{Connection, CopyError, EventLoop, copy_both, sleep, spawn, timeout};
 
 use crate::support::{
@@ -84,6 +86,8 @@ fn a_reset_is_passed_on_and_the_error_says_which_side() {
                 error.to_string().starts_with("cannot read from unknown: "),
                 "{error}"
             );
+            let system = error.source().and_then(<dyn Error>::downcast_ref);
+            assert!(system.is_some_and(|error: &io::Error| error.raw_os_error().is_some()));
             assert_eq!(
                 io::Error::from(error).kind(),
                 io::ErrorKind::ConnectionReset
@@ -264,25 +268,127 @@ fn a_pair_is_idle_also_after_a_half_close() {
                 true => (&mut client, &first),
                 false => (&mut server, &second),
             };
-            own.set_idle_timeout(Some(2 * HOUR));
-            let start = tinyloop::now();
+            let idle = 2 * HOUR + Duration::from_millis(100);
+            own.set_idle_timeout(Some(idle));
             let copying = spawn(async move { copy_both(&first, &second).await });
             closes.write_all(b"x").await.unwrap();
             closes.close().await.unwrap();
-            sleep(HOUR).await;
+            // At no multiple of the pause between two looks.
+            sleep(HOUR + Duration::from_millis(123)).await;
             let answers = if first_closes {
                 &mut server
             } else {
                 &mut client
             };
             answers.write_all(b"x").await.unwrap();
+            let last = tinyloop::now();
             let error = copying.await.unwrap_err();
             assert_eq!(matches!(error, CopyError::First(_)), first_closes);
             assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
-            let time = tinyloop::now() - start;
+            let time = tinyloop::now() - last;
             let late = Duration::from_secs(1);
-            assert!((3 * HOUR..=3 * HOUR + late).contains(&time), "{time:?}");
+            assert!((idle..=idle + late).contains(&time), "{time:?}");
         }
+    });
+}
+
+#[test]
+fn an_answer_that_came_in_time_is_passed_on_before_a_half_closed_pair_is_idle() {
+    run_on_test_clock(async || {
+        for first_closes in [true, false] {
+            let (first, mut client) = pipe(Faults::none());
+            let (second, mut server) = pipe(Faults::none());
+            let (asks, answers, own) = match first_closes {
+                true => (&mut client, &mut server, &first),
+                false => (&mut server, &mut client, &second),
+            };
+            own.set_idle_timeout(Some(HOUR));
+            let copying = spawn(async move { copy_both(&first, &second).await });
+            asks.write_all(b"request").await.unwrap();
+            asks.close().await.unwrap();
+            answers.read_to_end(&mut Vec::new()).await.unwrap();
+            sleep(HOUR / 2).await;
+            answers.write_all(b"reply").await.unwrap();
+            answers.close().await.unwrap();
+            // The process is stopped, or another task blocks the loop.
+            advance(2 * HOUR);
+            let mut reply = Vec::new();
+            asks.read_to_end(&mut reply).await.unwrap();
+            assert_eq!(reply, b"reply");
+            copying.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_pair_is_idle_from_the_end_of_a_write_that_has_waited() {
+    run_on_test_clock(async || {
+        let (first, mut client) = pipe(Faults::none());
+        let (second, mut server) = pipe(Faults::none());
+        first.set_idle_timeout(Some(HOUR));
+        let copying = spawn(async move { copy_both(&first, &second).await });
+        let writing = client.write_all(&[0; 1_000_000]);
+        let reading = async {
+            sleep(5 * HOUR).await;
+            server.read_exact(&mut vec![0; 1_000_000]).await.unwrap();
+        };
+        let (written, ()) = future::zip(writing, reading).await;
+        written.unwrap();
+        let last = tinyloop::now();
+        let error = copying.await.unwrap_err();
+        assert!(matches!(error, CopyError::First(_)), "{error}");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
+        assert_eq!(tinyloop::now() - last, HOUR);
+    });
+}
+
+#[test]
+fn a_connection_is_watched_after_a_copy_that_was_cut_while_a_write_waited() {
+    run_on_test_clock(async || {
+        for cancelled in [true, false] {
+            let (server, connector) = tinyloop::testing::server();
+            let live = server.live_report();
+            let copy_and_forget_the_client = async move |client: Connection| {
+                let (second, peer) = pipe(Faults::none());
+                let copied = timeout(HOUR, copy_both(&client, &second));
+                if cancelled {
+                    copied.await.unwrap_err();
+                } else {
+                    let resets = async {
+                        sleep(HOUR / 2).await;
+                        peer.reset();
+                    };
+                    let (copied, ()) = future::zip(copied, resets).await;
+                    copied.unwrap().unwrap_err();
+                }
+                pending::<()>().await;
+                Ok(())
+            };
+            let serving = spawn(server.idle_timeout(HOUR).serve(copy_and_forget_the_client));
+            let mut client = connector.connect(Faults::none()).unwrap();
+            client.write_all(&[0; 1_000_000]).await.unwrap_err();
+            sleep(3 * HOUR).await;
+            assert_eq!(live.report().timed_out, 1, "{:?}", live.report());
+            drop(serving);
+        }
+    });
+}
+
+#[test]
+fn a_reset_that_came_before_the_last_end_is_passed_on() {
+    run_on_test_clock(async || {
+        let (first, mut client) = pipe(Faults::none());
+        let (second, mut server) = pipe(Faults::none());
+        let copying = spawn(async move { copy_both(&first, &second).await });
+        server.close().await.unwrap();
+        client.read_to_end(&mut Vec::new()).await.unwrap();
+        client.write_all(&[0; 50_000]).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        server.reset();
+        sleep(Duration::from_millis(100)).await;
+        client.close().await.unwrap();
+        let error = copying.await.unwrap_err();
+        assert!(matches!(error, CopyError::Second(_)), "{error}");
     });
 }
 

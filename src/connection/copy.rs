@@ -1,6 +1,7 @@
 //! Copies bytes between two connections in both directions, as a proxy does.
 
 use std::cell::Cell;
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -9,25 +10,35 @@ use std::time::Duration;
 
 use futures_lite::{AsyncWriteExt, future};
 
-use crate::connection::Connection;
 use crate::io_error::explain;
 use crate::time::sleep;
 
-/// How often a copy looks whether a peer from which it does not read now has reset. No event tells of that.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+use super::Connection;
+use super::activity::Silence;
+use super::link::Over;
+
+/// How often a copy looks at a connection from which it does not read now: no event tells of a reset there. Each look
+/// costs a wake-up and a system call.
+const LOOK_PAUSE: Duration = Duration::from_millis(900);
+
+/// Extra time before such a connection counts as idle. In this time the loop polls the sockets, and what has already
+/// arrived from the other peer is passed on.
+const LAST_CHANCE: Duration = Duration::from_millis(100);
 
 /// Copies the input of `first` to `second`, and the input of `second` to `first`, until both have ended. Returns the
 /// number of bytes in each direction.
 ///
 /// When a peer closes its half, the write half of the other connection is closed, and the other direction continues. A
-/// pair that waits has no buffer. A pair that is busy has a buffer of up to 64 KiB for each direction whose receiver is
-/// slow. The idle timeout of a connection counts from the last byte in either direction. It is an error of this
-/// connection, or its server ends the handler. The stall timeouts work as usual.
+/// pair that waits has no buffer. A busy pair has a buffer of up to 64 KiB for each direction whose receiver is slow.
+///
+/// The idle timeout of a connection counts from the last byte in either direction. The copy then returns an error of
+/// this connection, or its server ends the handler. While a write waits for one peer, the other peer's connection is not
+/// idle: only the stall timeout limits this wait, so set one for both connections.
 ///
 /// If a connection fails, or if the future is dropped before its end, both connections are [reset](Connection::reset).
-/// So no peer takes a part for the whole, and a reset is passed on. If the copy does not read from a peer, because it has
-/// closed its half or the other peer takes no data, its reset or idle timeout is noticed up to a second late. While a
-/// write waits for the other peer, a connection is not idle: only the stall timeout limits this wait.
+/// So no peer takes a part for the whole, and a reset is passed on. The copy does not read from a peer that has closed
+/// its half, or while the other peer takes no data. It notices a reset by such a peer, and the idle timeout of its
+/// connection, up to a second late.
 ///
 /// # Errors
 ///
@@ -36,7 +47,7 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Panics
 ///
-/// The future, outside a running event loop.
+/// The future panics outside a running event loop.
 pub fn copy_both<'c>(
     first: &'c Connection,
     second: &'c Connection,
@@ -77,17 +88,20 @@ async fn copy(
         }
         let written = async { sink.write_all(&chunk).await.map_err(cannot_write) };
         // Polled only if the write waits.
-        let reset = async {
-            source.link().set_held_up(true);
+        let fails = async {
+            source.link.is_held_up.set(true);
             Err(cannot_read(lost(source).await))
         };
-        future::or(written, reset).await?;
-        source.link().set_held_up(false);
+        future::or(written, fails).await?;
+        source.link.is_held_up.set(false);
+        source.link.activity.happened();
         copied.set(copied.get() + chunk.len() as u64);
     }
     sink.close().await.map_err(cannot_write)?;
     if one_has_ended.replace(true) {
-        return Ok(());
+        // Nobody reads from this peer any more. It may have reset.
+        let reset = sink.link.stream().take_error();
+        return reset.map_or(Ok(()), |error| Err(cannot_write(sink.link.broken(error))));
     }
     Err(cannot_read(lost(source).await))
 }
@@ -97,12 +111,27 @@ fn cannot(what: &str, (connection, failed): &Side<'_>, error: io::Error) -> Copy
     failed(explain(format_args!("cannot {what} {peer}"), error))
 }
 
-/// Ready when a connection from which nobody reads is lost, such as by the peer's reset.
+/// Ready when a connection from which nobody reads is lost: its peer has reset it, or it is idle for too long.
 async fn lost(connection: &Connection) -> io::Error {
+    let link = &connection.link;
+    let is_idle = || {
+        let limit = link.timeouts().idle;
+        limit.is_some_and(|limit| Silence { link, limit }.is_over())
+    };
     loop {
         sleep(LOOK_PAUSE).await;
-        if let Some(error) = connection.link().take_error() {
-            return error;
+        if let Some(error) = link.stream().take_error() {
+            return link.broken(error);
+        }
+        if is_idle() {
+            sleep(LAST_CHANCE).await;
+            // The other direction is a part of the same task.
+            future::yield_now().await;
+            if is_idle()
+                && let Err(error) = link.end_silence(Over::Idle)
+            {
+                return error;
+            }
         }
     }
 }
@@ -112,9 +141,7 @@ struct Unfinished<'c>([&'c Connection; 2]);
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        for connection in self.0 {
-            connection.link().reset();
-        }
+        self.0.iter().for_each(|one| one.link.reset());
     }
 }
 
@@ -135,7 +162,12 @@ impl fmt::Display for CopyError {
     }
 }
 
-impl std::error::Error for CopyError {}
+impl Error for CopyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        let (CopyError::First(error) | CopyError::Second(error)) = self;
+        error.source()
+    }
+}
 
 impl From<CopyError> for io::Error {
     fn from(error: CopyError) -> io::Error {
