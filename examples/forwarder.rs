@@ -15,7 +15,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tinyloop::{Connection, Server, copy_both, signal};
+use tinyloop::{Connection, Endpoint, Server, ToEndpoint, copy_both, signal};
 
 /// How long the server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let mut args = env::args().skip(1);
-    let (Some(listen), Some(upstream)) = (args.next(), args.next()) else {
+    let (Some(listen), Some(upstream), None) = (args.next(), args.next(), args.next()) else {
         eprintln!("usage: forwarder LISTEN UPSTREAM");
         return ExitCode::from(2);
     };
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(listen: String, upstream: String) -> io::Result<()> {
+    let upstream = upstream.to_endpoint()?;
     let server = Server::bind(listen)
         .await?
         // Each forwarded connection has two file descriptors.
@@ -56,8 +57,10 @@ async fn serve(listen: String, upstream: String) -> io::Result<()> {
     Ok(())
 }
 
-async fn forward(client: Connection, upstream: &str) -> io::Result<()> {
-    let upstream = Connection::connect_timeout(upstream, CONNECT_TIMEOUT).await?;
+async fn forward(client: Connection, upstream: &Endpoint) -> io::Result<()> {
+    let upstream = Connection::connect_timeout(upstream, CONNECT_TIMEOUT)
+        .await
+        .inspect_err(|error| eprintln!("forwarder: {error}"))?;
     upstream.set_stall_timeout(Some(STALL_TIMEOUT));
     // A shutdown lets transfers finish. The input of a client that is quiet for a second ends, and the upstream's
     // answer to it may still come.

@@ -255,6 +255,13 @@ impl Connection {
     }
 }
 
+impl Link {
+    /// The faults of this connection.
+    pub(crate) fn faults(&self) -> Option<Rc<String>> {
+        self.rare.if_there(|rare| rare.faults.clone()).flatten()
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.link.release();

@@ -126,22 +126,34 @@ pub trait ToEndpoint {
     fn to_endpoint(&self) -> io::Result<Endpoint>;
 }
 
-impl ToEndpoint for Endpoint {
-    fn to_endpoint(&self) -> io::Result<Endpoint> {
-        Ok(self.clone())
-    }
+/// How values of a type name an endpoint.
+macro_rules! to_endpoint {
+    ($($type:ty: $value:ident => $endpoint:expr;)*) => {$(
+        impl ToEndpoint for $type {
+            fn to_endpoint(&self) -> io::Result<Endpoint> {
+                let $value = self;
+                $endpoint
+            }
+        }
+    )*};
 }
 
-impl ToEndpoint for str {
-    fn to_endpoint(&self) -> io::Result<Endpoint> {
-        self.parse()
-    }
+to_endpoint! {
+    Endpoint: endpoint => Ok(endpoint.clone());
+    str: text => text.parse();
+    String: text => text.parse();
+    (String, u16): pair => (pair.0.as_str(), pair.1).to_endpoint();
+    (IpAddr, u16): pair => ip(*pair);
+    (Ipv4Addr, u16): pair => ip(*pair);
+    (Ipv6Addr, u16): pair => ip(*pair);
+    SocketAddr: addr => ip(*addr);
+    SocketAddrV4: addr => ip(*addr);
+    SocketAddrV6: addr => ip(*addr);
+    [SocketAddr]: addrs => Ok(Endpoint::Ip(addrs.to_owned()));
 }
 
-impl ToEndpoint for String {
-    fn to_endpoint(&self) -> io::Result<Endpoint> {
-        self.parse()
-    }
+fn ip(addr: impl Into<SocketAddr>) -> io::Result<Endpoint> {
+    Ok(Endpoint::Ip(vec![addr.into()]))
 }
 
 /// A name or an IP address, with a port.
@@ -152,18 +164,6 @@ impl ToEndpoint for (&str, u16) {
             Ok(ip) => Endpoint::Ip(vec![(ip, port).into()]),
             Err(_) => Endpoint::Name(host.to_owned(), port),
         })
-    }
-}
-
-impl ToEndpoint for (String, u16) {
-    fn to_endpoint(&self) -> io::Result<Endpoint> {
-        (self.0.as_str(), self.1).to_endpoint()
-    }
-}
-
-impl ToEndpoint for [SocketAddr] {
-    fn to_endpoint(&self) -> io::Result<Endpoint> {
-        Ok(Endpoint::Ip(self.to_owned()))
     }
 }
 
@@ -179,25 +179,6 @@ impl ToEndpoint for Address {
         }
     }
 }
-
-/// For types that hold an IP address and a port.
-macro_rules! ip_and_port {
-    ($($address:ty),*) => {$(
-        impl ToEndpoint for $address {
-            fn to_endpoint(&self) -> io::Result<Endpoint> {
-                Ok(Endpoint::Ip(vec![SocketAddr::from(*self)]))
-            }
-        }
-    )*};
-}
-ip_and_port!(
-    SocketAddr,
-    SocketAddrV4,
-    SocketAddrV6,
-    (IpAddr, u16),
-    (Ipv4Addr, u16),
-    (Ipv6Addr, u16)
-);
 
 impl<T: ToEndpoint + ?Sized> ToEndpoint for &T {
     fn to_endpoint(&self) -> io::Result<Endpoint> {

@@ -10,7 +10,6 @@ use futures_lite::ready;
 
 use crate::time::{self, Sleep};
 
-use super::link::Link;
 use super::terms::Terms;
 
 /// Extra time for an idle connection whose handler waits for something else: a twentieth of the timeout, within these
@@ -65,28 +64,27 @@ impl Activity {
 
 /// Silence: no bytes go in or out, and no write waits for the peer. A connection whose write waits is in the middle of
 /// a transfer, and only the stall timeout limits this wait.
-pub(super) struct Silence<'l> {
-    pub(super) link: &'l Link,
+pub(super) struct Silence<'l, B> {
+    pub(super) activity: &'l Activity,
+    pub(super) terms: &'l Terms,
     /// The permitted duration of the silence.
     pub(super) limit: Duration,
+    /// Whether a write waits for the peer.
+    pub(super) is_blocked: B,
 }
 
-impl Silence<'_> {
-    fn last_traffic(&self) -> u64 {
-        self.link.activity.note(self.link.terms())
-    }
-
+impl<B: Fn() -> bool> Silence<'_, B> {
     /// The end of the permitted silence. `None` if it never ends.
     fn deadline(&self) -> Option<Instant> {
-        let last_traffic = self.link.terms().instant(self.last_traffic());
-        last_traffic.checked_add(self.limit)
+        let last_traffic = self.activity.note(self.terms);
+        self.terms.instant(last_traffic).checked_add(self.limit)
     }
 
     pub(super) fn is_over(&self) -> bool {
-        if self.link.is_blocked() {
-            self.link.activity.happened();
+        if (self.is_blocked)() {
+            self.activity.happened();
         }
-        self.link.terms().since(self.last_traffic()) >= self.limit
+        self.terms.since(self.activity.note(self.terms)) >= self.limit
     }
 
     /// Ready when the silence was too long. The timer is not reset for every message: when it fires, it checks the time
@@ -106,7 +104,11 @@ impl Silence<'_> {
 
 impl Timers {
     /// Ready when there was silence for too long. For a waiting read.
-    pub(super) fn poll_silence(&mut self, silence: &Silence<'_>, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_silence(
+        &mut self,
+        silence: &Silence<'_, impl Fn() -> bool>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         // The drain makes the limit shorter.
         if let Some(sleep) = &mut self.silence
             && let Some(deadline) = silence.deadline()
@@ -121,12 +123,12 @@ impl Timers {
     /// when the connection was silent for too long, and still is after a short extra time.
     pub(super) fn poll_abandoned(
         &mut self,
-        silence: &Silence<'_>,
+        silence: &Silence<'_, impl Fn() -> bool>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         loop {
             ready!(silence.poll(&mut self.watch, cx));
-            let last = Some(silence.last_traffic());
+            let last = Some(silence.activity.note(silence.terms));
             if self.found_idle == last {
                 return Poll::Ready(());
             }

@@ -13,16 +13,13 @@ use futures_lite::{AsyncWriteExt, future};
 use crate::io_error::explain;
 use crate::time::sleep;
 
-use super::Connection;
-use super::activity::Silence;
-use super::link::Over;
+use super::{Connection, link::Over};
 
 /// How often a copy looks at a connection from which it does not read now: no event tells of a reset there. Each look
 /// costs a wake-up and a system call.
 const LOOK_PAUSE: Duration = Duration::from_millis(900);
 
-/// Extra time before such a connection counts as idle. In this time the loop polls the sockets, and what has already
-/// arrived from the other peer is passed on.
+/// Extra time before such a connection counts as idle: what the other peer has already sent is then passed on.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 
 /// Copies the input of `first` to `second`, and the input of `second` to `first`, until both have ended. Returns the
@@ -33,7 +30,8 @@ const LAST_CHANCE: Duration = Duration::from_millis(100);
 ///
 /// The idle timeout of a connection counts from the last byte in either direction. The copy then returns an error of
 /// this connection, or its server ends the handler. While a write waits for one peer, the other peer's connection is not
-/// idle: only the stall timeout limits this wait, so set one for both connections.
+/// idle: only the stall timeout limits this wait, so set one for both connections. What the kernel holds for a slow peer
+/// does not count.
 ///
 /// If a connection fails, or if the future is dropped before its end, both connections are [reset](Connection::reset).
 /// So no peer takes a part for the whole, and a reset is passed on. The copy does not read from a peer that has closed
@@ -116,13 +114,10 @@ async fn lost(connection: &Connection) -> io::Error {
     let link = &connection.link;
     let is_idle = || {
         let limit = link.timeouts().idle;
-        limit.is_some_and(|limit| Silence { link, limit }.is_over())
+        limit.is_some_and(|limit| link.silence(limit).is_over())
     };
     loop {
-        sleep(LOOK_PAUSE).await;
-        if let Some(error) = link.stream().take_error() {
-            return link.broken(error);
-        }
+        // The first call notes the time.
         if is_idle() {
             sleep(LAST_CHANCE).await;
             // The other direction is a part of the same task.
@@ -132,6 +127,10 @@ async fn lost(connection: &Connection) -> io::Error {
             {
                 return error;
             }
+        }
+        sleep(LOOK_PAUSE).await;
+        if let Some(error) = link.stream().take_error() {
+            return link.broken(error);
         }
     }
 }

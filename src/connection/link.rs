@@ -106,11 +106,6 @@ impl Link {
         }
     }
 
-    /// The faults of this connection.
-    pub(crate) fn faults(&self) -> Option<Rc<String>> {
-        self.rare.if_there(|rare| rare.faults.clone()).flatten()
-    }
-
     pub(crate) fn state(&self) -> State {
         self.state.get()
     }
@@ -211,7 +206,7 @@ impl Link {
                 Ok(n) => {
                     self.bytes_out.set(self.bytes_out.get() + n as u64);
                     self.activity.happened();
-                    if self.reading.waits() || self.state.get() == State::InputEnded {
+                    if self.reading.waits() || self.state.get() != State::Open {
                         // An idle timer counts from this write, and no read runs now that would note the time.
                         self.activity.note(&self.terms);
                     }
@@ -335,14 +330,23 @@ impl Link {
     }
 
     fn poll_silence(&self, limit: Duration, cx: &mut Context<'_>) -> Poll<()> {
-        let silence = Silence { link: self, limit };
+        let silence = self.silence(limit);
         self.rare
             .with(|rare| rare.timers.poll_silence(&silence, cx))
     }
 
+    pub(super) fn silence(&self, limit: Duration) -> Silence<'_, impl Fn() -> bool> {
+        Silence {
+            activity: &self.activity,
+            terms: &self.terms,
+            limit,
+            is_blocked: || self.is_blocked(),
+        }
+    }
+
     /// Whether a write waits for the peer, or waited until now: the waiting task has not run since. Or whether a copy
     /// waits for the other connection.
-    pub(super) fn is_blocked(&self) -> bool {
+    fn is_blocked(&self) -> bool {
         let waits = self.writing.waits();
         if waits && self.stream.is_writable() {
             self.writing.set(Next::Try);
@@ -356,7 +360,7 @@ impl Link {
         match self.timeouts().idle {
             // The activity of a stream that was given away is not visible here.
             Some(limit) if self.state.get() != State::Given => {
-                let silence = Silence { link: self, limit };
+                let silence = self.silence(limit);
                 self.rare
                     .with(|rare| rare.timers.poll_abandoned(&silence, cx))
             }

@@ -154,7 +154,8 @@ pub(super) async fn give_time(link: &Link, stay: &Stay) {
     if link.state() == State::Broken || link.traffic().bytes_out == 0 {
         return;
     }
-    let was_idle = link.state() == State::Idle;
+    // The kernel tells what the peer has taken, unless the handler has half-closed the connection.
+    let was_idle = link.state() == State::Idle && !link.is_half_closed();
     let (patience, limit) = match was_idle {
         true => (patience(link), Duration::MAX),
         false => (PATIENCE_AFTER_ERROR, PATIENCE_AFTER_ERROR),

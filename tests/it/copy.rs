@@ -293,6 +293,27 @@ fn a_pair_is_idle_also_after_a_half_close() {
 }
 
 #[test]
+fn a_pair_whose_half_was_closed_from_the_start_is_idle_on_time() {
+    run_on_test_clock(async || {
+        for millis in [100, 300, 950, 1000, 5000] {
+            let (first, mut client) = pipe(Faults::none());
+            let (second, _server) = pipe(Faults::none());
+            let idle = Duration::from_millis(millis);
+            first.set_idle_timeout(Some(idle));
+            client.close().await.unwrap();
+            let start = tinyloop::now();
+            copy_both(&first, &second).await.unwrap_err();
+            let time = tinyloop::now() - start;
+            let late = Duration::from_secs(1);
+            assert!(
+                (idle..=idle + late).contains(&time),
+                "{millis} ms: {time:?}"
+            );
+        }
+    });
+}
+
+#[test]
 fn an_answer_that_came_in_time_is_passed_on_before_a_half_closed_pair_is_idle() {
     run_on_test_clock(async || {
         for first_closes in [true, false] {
@@ -326,14 +347,15 @@ fn a_pair_is_idle_from_the_end_of_a_write_that_has_waited() {
         let (first, mut client) = pipe(Faults::none());
         let (second, mut server) = pipe(Faults::none());
         first.set_idle_timeout(Some(HOUR));
+        // As much as the second connection holds, and a little that the copy holds.
+        let (twin, _reader) = pipe(Faults::none());
+        let fill = async { (&twin).write_all(&[0; 1_000_000]).await };
+        timeout(HOUR, fill).await.unwrap_err();
+        let length = twin.bytes_out() as usize + 1000;
         let copying = spawn(async move { copy_both(&first, &second).await });
-        let writing = client.write_all(&[0; 1_000_000]);
-        let reading = async {
-            sleep(5 * HOUR).await;
-            server.read_exact(&mut vec![0; 1_000_000]).await.unwrap();
-        };
-        let (written, ()) = future::zip(writing, reading).await;
-        written.unwrap();
+        client.write_all(&vec![0; length]).await.unwrap();
+        sleep(5 * HOUR + Duration::from_millis(500)).await;
+        server.read_exact(&mut vec![0; length]).await.unwrap();
         let last = tinyloop::now();
         let error = copying.await.unwrap_err();
         assert!(matches!(error, CopyError::First(_)), "{error}");
@@ -612,5 +634,19 @@ fn a_client_of_a_forwarder_whose_server_is_not_there_is_reset() {
     let forwarder = forwarder(addr);
     connect_to_reset(forwarder.addr());
     let (_, stderr) = forwarder.stop();
-    assert!(stderr[0].contains("failed 1, "), "{stderr:?}");
+    let refused = format!("forwarder: cannot connect to {addr}: connection refused");
+    assert_eq!(stderr[0], refused);
+    assert!(stderr[1].contains("failed 1, "), "{stderr:?}");
+}
+
+#[test]
+fn the_forwarder_does_not_start_with_what_is_wrong() {
+    for (arguments, status) in [
+        (&["127.0.0.1:0", "127.0.0.1:99999"][..], 1),
+        (&["127.0.0.1:0", "127.0.0.1:1", "more"], 2),
+        (&["127.0.0.1:0"], 2),
+    ] {
+        let output = Program::example("forwarder").args(arguments).output();
+        assert_eq!(output.unwrap().status.code(), Some(status), "{arguments:?}");
+    }
 }

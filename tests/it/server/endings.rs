@@ -103,6 +103,23 @@ fn who_reads_on_after_the_idle_timeout_gets_the_rest_and_then_a_reset() {
 }
 
 #[test]
+fn who_reads_on_after_the_idle_timeout_has_a_second_if_the_handler_has_closed_its_half() {
+    const REPLY: usize = 60_000;
+    let (served, closed) = reasons(
+        |server| server.idle_timeout(Duration::from_millis(100)),
+        async |mut connection| {
+            connection.write_all(&[b'x'; REPLY]).await?;
+            connection.close().await?;
+            connection.read(&mut [0]).await.map(drop)
+        },
+    );
+    let client = with_small_buffer(served.addr);
+    assert_eq!(next(&closed), "timed out");
+    assert_eq!(read_to_end(&client).len(), REPLY);
+    assert_eq!(served.stop().unwrap().timed_out, 1);
+}
+
+#[test]
 fn a_peer_that_takes_its_time_and_says_one_more_line_gets_the_whole_reply() {
     let (served, reasons) = reasons(|server| server, reply_to_a_line);
     let client = with_small_buffer(served.addr);
