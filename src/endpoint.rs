@@ -22,7 +22,7 @@ use crate::unblock::unblock;
 /// | `NAME:PORT` | every address of the name | the addresses of the name, in turn |
 /// | `unix:PATH` | a Unix socket | a Unix socket |
 ///
-/// An IPv6 address may have the number of an interface: `[fe80::1%2]:PORT`.
+/// An IPv6 address may have the number of an interface: `[fe80::1%2]:PORT`. A `PORT` displays as `localhost:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {

@@ -19,7 +19,8 @@ use super::{Connection, link::Over};
 /// costs a wake-up and a system call.
 const LOOK_PAUSE: Duration = Duration::from_millis(900);
 
-/// Extra time before such a connection counts as idle: what the other peer has already sent is then passed on.
+/// Extra time before a connection from which the copy does not read counts as idle. What the other peer has already sent
+/// is passed on in this time.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 
 /// Copies the input of `first` to `second`, and the input of `second` to `first`, until both have ended. Returns the
@@ -30,8 +31,8 @@ const LAST_CHANCE: Duration = Duration::from_millis(100);
 ///
 /// The idle timeout of a connection counts from the last byte in either direction. The copy then returns an error of
 /// this connection, or its server ends the handler. While a write waits for one peer, the other peer's connection is not
-/// idle: only the stall timeout limits this wait, so set one for both connections. What the kernel holds for a slow peer
-/// does not count.
+/// idle: only the stall timeout limits this wait, so set one for both connections. Data that the kernel holds for a slow
+/// peer does not prevent the idle timeout.
 ///
 /// If a connection fails, or if the future is dropped before its end, both connections are [reset](Connection::reset).
 /// So no peer takes a part for the whole, and a reset is passed on. The copy does not read from a peer that has closed
@@ -85,7 +86,7 @@ async fn copy(
             break;
         }
         let written = async { sink.write_all(&chunk).await.map_err(cannot_write) };
-        // Polled only if the write waits.
+        // Polled only if the write waits or yields.
         let fails = async {
             source.link.is_held_up.set(true);
             Err(cannot_read(lost(source).await))
@@ -95,11 +96,15 @@ async fn copy(
         source.link.activity.happened();
         copied.set(copied.get() + chunk.len() as u64);
     }
+    // After its own end, nobody reads from this peer. It may have reset.
+    if one_has_ended.get()
+        && let Some(error) = sink.link.stream().take_error()
+    {
+        return Err(cannot_write(sink.link.broken(error)));
+    }
     sink.close().await.map_err(cannot_write)?;
     if one_has_ended.replace(true) {
-        // Nobody reads from this peer any more. It may have reset.
-        let reset = sink.link.stream().take_error();
-        return reset.map_or(Ok(()), |error| Err(cannot_write(sink.link.broken(error))));
+        return Ok(());
     }
     Err(cannot_read(lost(source).await))
 }
@@ -112,10 +117,7 @@ fn cannot(what: &str, (connection, failed): &Side<'_>, error: io::Error) -> Copy
 /// Ready when a connection from which nobody reads is lost: its peer has reset it, or it is idle for too long.
 async fn lost(connection: &Connection) -> io::Error {
     let link = &connection.link;
-    let is_idle = || {
-        let limit = link.timeouts().idle;
-        limit.is_some_and(|limit| link.silence(limit).is_over())
-    };
+    let is_idle = || matches!(link.timeouts().idle, Some(limit) if link.silence(limit).is_over());
     loop {
         // The first call notes the time.
         if is_idle() {

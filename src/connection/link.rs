@@ -1,12 +1,11 @@
 //! The connection itself, which its handler and its server share: reads, writes, timeouts and closing.
 
 use std::cell::Cell;
-use std::io;
-use std::mem;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{io, mem};
 
 use futures_lite::ready;
 
@@ -267,6 +266,7 @@ impl Link {
     /// Changes the timeouts. Tasks that wait with a timer check it again.
     pub(super) fn set_timeouts(&self, set: impl FnOnce(&mut Timeouts)) {
         self.activity.happened();
+        self.activity.note(&self.terms);
         let timers = self.rare.with(|rare| {
             set(rare
                 .timeouts

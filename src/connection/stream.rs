@@ -94,7 +94,14 @@ impl Stream {
 
     /// The error that has broken the connection, if no read or write has returned it yet.
     pub(super) fn take_error(&self) -> Option<io::Error> {
-        each!(self, socket => socket.get_ref().take_error().ok()?, pipe => pipe.take_error())
+        // On Linux `SO_ERROR` also tells of errors that TCP survives, such as a host that is unreachable for a moment.
+        let breaks =
+            |state: PollFlags| !cfg!(target_os = "linux") || state.contains(PollFlags::ERR);
+        each!(
+            self,
+            socket => breaks(output_state(socket)).then(|| socket.get_ref().take_error().ok()?)?,
+            pipe => pipe.take_error()
+        )
     }
 
     pub(super) fn local_addr(&self) -> io::Result<Address> {

@@ -154,7 +154,6 @@ pub(super) async fn give_time(link: &Link, stay: &Stay) {
     if link.state() == State::Broken || link.traffic().bytes_out == 0 {
         return;
     }
-    // The kernel tells what the peer has taken, unless the handler has half-closed the connection.
     let was_idle = link.state() == State::Idle && !link.is_half_closed();
     let (patience, limit) = match was_idle {
         true => (patience(link), Duration::MAX),
@@ -168,6 +167,8 @@ pub(super) async fn give_time(link: &Link, stay: &Stay) {
         }
         match input.poll_drop(link, cx) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
+            // The kernel does not tell what the peer has taken.
+            _ if link.is_half_closed() => Poll::Pending,
             Poll::Pending if !was_idle => Poll::Pending,
             _ => link.poll_taken(cx).map(drop),
         }

@@ -641,12 +641,22 @@ fn a_client_of_a_forwarder_whose_server_is_not_there_is_reset() {
 
 #[test]
 fn the_forwarder_does_not_start_with_what_is_wrong() {
-    for (arguments, status) in [
-        (&["127.0.0.1:0", "127.0.0.1:99999"][..], 1),
-        (&["127.0.0.1:0", "127.0.0.1:1", "more"], 2),
-        (&["127.0.0.1:0"], 2),
+    for (arguments, status, told) in [
+        (
+            &["127.0.0.1:0", "[::1"][..],
+            1,
+            "forwarder: \"[::1\" is not an address",
+        ),
+        (
+            &["127.0.0.1:0", "127.0.0.1:1", "more"],
+            2,
+            "usage: forwarder ",
+        ),
+        (&["127.0.0.1:0"], 2, "usage: forwarder "),
     ] {
-        let output = Program::example("forwarder").args(arguments).output();
-        assert_eq!(output.unwrap().status.code(), Some(status), "{arguments:?}");
+        let forwarder = Program::spawn(Program::example("forwarder").args(arguments));
+        let (ended, _, stderr) = forwarder.wait();
+        assert_eq!(ended.code(), Some(status), "{arguments:?}");
+        assert!(stderr[0].starts_with(told), "{stderr:?}");
     }
 }
