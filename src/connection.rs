@@ -272,8 +272,7 @@ impl Drop for Connection {
 macro_rules! conversions {
     ($stream:ty, $kind:ident, $other_kind:literal) => {
         impl From<$stream> for Connection {
-            /// Sets `TCP_NODELAY` (TCP) and `SO_OOBINLINE` (urgent data is read in order), as a server does. Sets no
-            /// timeout.
+            /// Sets `TCP_NODELAY` (TCP) and `SO_OOBINLINE` (urgent data is read in order) as a server does. No timeout.
             ///
             /// If the system refuses an option, the connection works without it.
             fn from(stream: $stream) -> Connection {

@@ -15,12 +15,10 @@ use crate::time::sleep;
 
 use super::{Connection, link::Over};
 
-/// How often a copy looks at a connection from which it does not read now: no event tells of a reset there. Each look
-/// costs a wake-up and a system call.
+/// Time between two looks at a connection that is not read: no event tells of its reset. A look costs a system call.
 const LOOK_PAUSE: Duration = Duration::from_millis(900);
 
-/// Extra time before a connection from which the copy does not read counts as idle. What the other peer has already sent
-/// is passed on in this time.
+/// Extra time before a connection that is not read counts as idle: what has already arrived is passed on meanwhile.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 
 /// Copies the input of `first` to `second`, and the input of `second` to `first`, until both have ended. Returns the
@@ -30,9 +28,9 @@ const LAST_CHANCE: Duration = Duration::from_millis(100);
 /// pair that waits has no buffer. A busy pair has a buffer of up to 64 KiB for each direction whose receiver is slow.
 ///
 /// The idle timeout of a connection counts from the last byte in either direction. The copy then returns an error of
-/// this connection, or its server ends the handler. While a write waits for one peer, the other peer's connection is not
-/// idle: only the stall timeout limits this wait, so set one for both connections. Data that the kernel holds for a slow
-/// peer does not prevent the idle timeout.
+/// this connection, or its server ends the handler. While a write waits for one peer, the other peer's connection is
+/// not idle: only the stall timeout limits this wait, so set one for both connections. Data that the kernel holds for a
+/// slow peer does not prevent the idle timeout.
 ///
 /// If a connection fails, or if the future is dropped before its end, both connections are [reset](Connection::reset).
 /// So no peer takes a part for the whole, and a reset is passed on. The copy does not read from a peer that has closed

@@ -17,8 +17,7 @@ pub(super) struct Rare {
     pub(super) owner: Option<Waker>,
     pub(super) readers: Option<Arc<Waiters>>,
     pub(super) writers: Option<Arc<Waiters>>,
-    /// The connection's own timeouts, in place of its server's. Boxed, because connections that wait with a timeout
-    /// need the other fields, but rarely this one.
+    /// Its own timeouts, in place of its server's. Boxed: most connections that need the other fields have none.
     pub(super) timeouts: Option<Box<Timeouts>>,
     /// The faults of the connection.
     pub(super) faults: Option<Rc<String>>,
