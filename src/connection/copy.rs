@@ -94,7 +94,7 @@ async fn copy(
         source.link.activity.happened();
         copied.set(copied.get() + chunk.len() as u64);
     }
-    // After its own end, nobody reads from this peer. It may have reset.
+    // The sink's input has ended, so no read tells whether its peer has reset since.
     if one_has_ended.get()
         && let Some(error) = sink.link.stream().take_error()
     {
@@ -117,10 +117,10 @@ async fn lost(connection: &Connection) -> io::Error {
     let link = &connection.link;
     let is_idle = || matches!(link.timeouts().idle, Some(limit) if link.silence(limit).is_over());
     loop {
-        // The first call notes the time.
+        // This also notes the time of a last byte that is not noted yet.
         if is_idle() {
             sleep(LAST_CHANCE).await;
-            // The other direction is a part of the same task.
+            // The other direction, a part of the same task, reads before the second check.
             future::yield_now().await;
             if is_idle()
                 && let Err(error) = link.end_silence(Over::Idle)
